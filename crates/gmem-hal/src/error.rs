@@ -1,0 +1,167 @@
+//! What can go wrong at the contracts, as states of the world.
+
+use core::fmt;
+
+/// A device callback failed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
+pub enum DeviceError {
+    /// The device has no room for this (a table, a ring, a frame). Trying again after freeing something may work.
+    NoMemory,
+    /// The device or this context of it is gone, confirmed: it will never touch memory again.
+    Dead,
+    /// No answer within the driver's time limit: it may still be running and touching memory.
+    NoAnswer,
+    /// The device cannot do this at all.
+    Unsupported,
+    /// A copy or fill did not complete; the destination holds garbage, the source is unchanged.
+    CopyFailed,
+    /// The driver found the request to break the contract (an address outside its memory, an unknown pmap). A defect of the caller.
+    BadRequest,
+}
+
+impl fmt::Display for DeviceError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::NoMemory => "the device has no room for this",
+            Self::Dead => "the device is gone",
+            Self::NoAnswer => "the device did not answer in time",
+            Self::Unsupported => "the device cannot do this",
+            Self::CopyFailed => "a copy by the device failed",
+            Self::BadRequest => "the driver refused a malformed request",
+        })
+    }
+}
+
+impl core::error::Error for DeviceError {}
+
+/// A callback of a PEER device failed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
+pub enum PeerError {
+    /// `va_alloc_fixed`: the peer uses this range already; another one may work.
+    Conflict,
+    /// `map`: the peer has no memory and found nothing to evict.
+    NoMemory,
+    /// `map`: the peer is evicting this very page. The core marks the page willneed, which cancels that eviction.
+    Migrating,
+    /// `map`: the page is mapped already. Tolerated.
+    PageExists,
+    /// Anything a device can do wrong.
+    Device(DeviceError),
+}
+
+impl fmt::Display for PeerError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Conflict => f.write_str("the peer device uses this address range already"),
+            Self::NoMemory => f.write_str("the peer device is out of memory"),
+            Self::Migrating => f.write_str("the peer device is evicting this page"),
+            Self::PageExists => f.write_str("the peer device has mapped this page already"),
+            Self::Device(e) => e.fmt(f),
+        }
+    }
+}
+
+impl core::error::Error for PeerError {}
+
+impl From<DeviceError> for PeerError {
+    fn from(e: DeviceError) -> Self {
+        Self::Device(e)
+    }
+}
+
+/// A host call failed. It changed nothing.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
+pub enum HostError {
+    /// The system has no memory, or a memory limit (cgroup, rlimit) was reached.
+    NoMemory,
+    /// The kernel holds a page pinned for I/O: it cannot leave the host now.
+    Pinned,
+    /// The address range is in use by something else.
+    AddressInUse,
+    /// A limit of the system on the number of mappings was reached (`vm.max_map_count`).
+    TooManyMappings,
+    /// The system refuses this to us; the probe says what to allow.
+    NotPermitted,
+    /// This host cannot do this, or not in this combination.
+    Unsupported,
+    /// The kernel answered in a way the host does not know; the errno is kept.
+    Os(i32),
+}
+
+impl fmt::Display for HostError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NoMemory => f.write_str("the host is out of memory"),
+            Self::Pinned => f.write_str("the kernel holds a page pinned for I/O"),
+            Self::AddressInUse => f.write_str("the address range is in use"),
+            Self::TooManyMappings => f.write_str("the limit vm.max_map_count is reached"),
+            Self::NotPermitted => f.write_str("the system does not permit this (see `gmem probe`)"),
+            Self::Unsupported => f.write_str("this host cannot do this"),
+            Self::Os(errno) => write!(f, "the kernel answered errno {errno}"),
+        }
+    }
+}
+
+impl core::error::Error for HostError {}
+
+/// A fault could not be resolved. The page is as it was.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
+pub enum FaultError {
+    /// Nothing is mapped at the address.
+    NotMapped,
+    /// The region does not allow this access.
+    Protection,
+    /// The device's memory is full and nothing in it can be evicted.
+    NoDeviceMemory,
+    /// The context is fenced: a revoke failed, or the device died.
+    Fenced,
+    /// The context is not attached, or is being detached.
+    NotAttached,
+    /// Bounded retries against other users of the same memory were used up.
+    Contended,
+    /// The device failed.
+    Device(DeviceError),
+    /// The host failed.
+    Host(HostError),
+}
+
+impl fmt::Display for FaultError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NotMapped => f.write_str("nothing is mapped at this address"),
+            Self::Protection => f.write_str("the region does not allow this access"),
+            Self::NoDeviceMemory => f.write_str("the device's memory is full and nothing in it can be evicted"),
+            Self::Fenced => f.write_str("the context is fenced after a failure of its device"),
+            Self::NotAttached => f.write_str("the context is not attached"),
+            Self::Contended => f.write_str("gave up after bounded retries against other users of the page"),
+            Self::Device(e) => e.fmt(f),
+            Self::Host(e) => e.fmt(f),
+        }
+    }
+}
+
+impl core::error::Error for FaultError {}
+
+impl From<DeviceError> for FaultError {
+    fn from(e: DeviceError) -> Self {
+        Self::Device(e)
+    }
+}
+
+impl From<HostError> for FaultError {
+    fn from(e: HostError) -> Self {
+        Self::Host(e)
+    }
+}
+
+/// No memory for gmem's own metadata.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
+pub struct OutOfMemory;
+
+impl fmt::Display for OutOfMemory {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("no memory for metadata")
+    }
+}
+
+impl core::error::Error for OutOfMemory {}

@@ -1,0 +1,51 @@
+//! The calls a plug-in makes into the core.
+
+use crate::{Access, DeviceId, FaultError, PmapId, VirtAddr, VirtRange};
+
+/// What a device says with a fault. "No hint" can be said.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
+pub enum FaultHint {
+    /// The page will be used soon: count it as recently used even if it is present.
+    MarkHot,
+}
+
+/// How a CPU fault ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum HostFault {
+    /// The access can be tried again.
+    Resolved,
+    /// The page is busy or held by a launch; [`crate::Host::wake`] is called for it when that ends. Only said if waiting was not allowed.
+    Pending,
+    /// The address lies in no address space: the fault is the program's own.
+    NotOurs,
+    /// The fault is the program's error, or the data cannot be brought.
+    Failed(FaultError),
+}
+
+/// What became of a peer's request to evict.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum EvictOutcome {
+    /// The pages were taken home by `unmap` calls and their memory was freed.
+    Evicted,
+    /// A page is busy, pinned, held or wanted (willneed): choose another victim.
+    Refused,
+    /// The peer holds nothing there (any more).
+    NotThere,
+}
+
+/// The core, as a host or a driver calls it. All calls may block while pages move, and none may be made from inside a callback for the same page.
+pub trait Upcalls: Send + Sync {
+    /// The device could not translate `va` for `access` in `pmap` (`gm_dev_fault`). After `Ok` the access can be replayed. `hint`: none, or mark hot.
+    fn device_fault(&self, device: DeviceId, pmap: PmapId, va: VirtAddr, access: Access, hint: Option<FaultHint>)
+    -> Result<(), FaultError>;
+
+    /// A PEER device wants its pages in `range` taken home (`gm_dev_evict`).
+    fn device_evict(&self, device: DeviceId, pmap: PmapId, range: VirtRange) -> EvictOutcome;
+
+    /// The context of the device is gone, confirmed. The core fences it and takes its pages home when they are next touched.
+    fn device_lost(&self, device: DeviceId, pmap: PmapId);
+
+    /// The CPU could not translate `va` for `access` (`gm_host_fault`). With `may_wait` the call parks while the page is busy or held; without, it answers
+    /// [`HostFault::Pending`].
+    fn host_fault(&self, va: VirtAddr, access: Access, may_wait: bool) -> HostFault;
+}
