@@ -14,6 +14,17 @@ use gmem_hal::{
     VirtRange, WaitKind,
 };
 
+/// What a device is to an address space.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct ContextInfo {
+    /// How it takes part.
+    pub mode: Mode,
+    /// The page table it uses; `None` for the CPU's.
+    pub pmap: Option<PmapId>,
+    /// Whether it was stopped for good after a failure. Detach it and attach again.
+    pub fenced: bool,
+}
+
 impl<P: Platform> Core<P> {
     /// Attaches a device to an address space in a mode (`gm_as_attach`): makes its page table, lets pages live in its memory, tells it of what is mapped
     /// already, and with `activate` makes the context current. May block.
@@ -134,6 +145,12 @@ impl<P: Platform> Core<P> {
             }
             Ok::<_, FaultError>(())
         });
+    }
+
+    /// What a device is to an address space, if it is attached.
+    pub fn context(&self, space: SpaceId, device: DeviceId) -> Option<ContextInfo> {
+        let context = self.space(space)?.lock().context_of(device)?;
+        Some(ContextInfo { mode: context.mode, pmap: context.pmap(), fenced: context.is_fenced() })
     }
 
     /// Detaches a device from an address space: brings its pages home, destroys its page table. Waits for launches that hold pages. May block.

@@ -52,6 +52,7 @@ mod verify;
 mod zeroed;
 
 pub use crate::core::Core;
+pub use attach::ContextInfo;
 pub use advise::{HoldRange, Residence};
 pub use entry::{PageEvent, State, TRANSITIONS, transition};
 pub use error::{AttachError, DetachError, DeviceCallError, RangeError, SpaceError};
