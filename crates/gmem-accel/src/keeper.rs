@@ -14,6 +14,7 @@ use rustix::event::{PollFd, PollFlags};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use rustix::io::Errno;
 use rustix::process::{Signal, WaitId, WaitIdOptions};
+use std::cell::Cell;
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
@@ -24,6 +25,11 @@ pub(crate) struct Hooks {
     pub(crate) resolve: Box<faults::Resolve>,
     pub(crate) lost: Box<dyn Fn(PmapId) + Send + Sync>,
     pub(crate) evict: Box<dyn Fn(PmapId, VirtRange) -> EvictOutcome + Send + Sync>,
+}
+
+thread_local! {
+    /// Whether this thread is one of a device's own.
+    static OURS: Cell<bool> = const { Cell::new(false) };
 }
 
 /// A wish for a device process.
@@ -75,6 +81,7 @@ impl Keeper {
         keeper.threads.fetch_add(1, Ordering::SeqCst);
         let body = move || {
             block_signals();
+            OURS.set(true);
             f();
             keeper.threads.fetch_sub(1, Ordering::SeqCst);
             Bell(&keeper.threads_bell).ring();
@@ -108,10 +115,14 @@ impl Keeper {
         Bell(&self.bell).ring();
     }
 
-    /// Kills every process and waits, for `limit` at most, until all threads of the device have ended.
+    /// Kills every process and waits, for `limit` at most, until all threads of the device have ended. A thread of a device, which may be the one
+    /// to drop the last owner of the core, does not wait: it would wait for itself.
     pub(crate) fn stop(&self, limit: Duration) {
         self.stopping.store(true, Ordering::SeqCst);
         self.ring();
+        if OURS.get() {
+            return;
+        }
         let ended = || self.threads.load(Ordering::SeqCst) == 0;
         Bell(&self.threads_bell).wait(&mut Patience::new(Duration::ZERO), Deadline::after(limit), ended);
     }
