@@ -61,12 +61,17 @@ impl<F: FnOnce() -> T + Send, T: Send> Slot<F, T> {
         caller.unpark();
     }
 
-    /// Waits for the job and gives its result; a panic in the closure goes on in the caller.
-    pub(super) fn wait(self) -> T {
+    /// Waits for the job and gives its result; a panic in the closure goes on in the caller. By reference: a move would pull the slot from under the job.
+    ///
+    /// # Panics
+    /// If called again.
+    pub(super) fn wait(&self) -> T {
         while !self.done.load(Acquire) {
             thread::park();
         }
-        match self.result.into_inner().expect("the job stored a result before it said done") {
+        // SAFETY: after `done` the job touches the slot no more, and a slot is not Sync: this thread alone has it.
+        let result = unsafe { (*self.result.get()).take() };
+        match result.expect("the job stored a result before it said done") {
             Ok(value) => value,
             Err(panic) => resume_unwind(panic),
         }
