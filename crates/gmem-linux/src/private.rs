@@ -83,6 +83,15 @@ impl Moved {
     }
 }
 
+/// What becomes of a page that is neither with the CPU nor at home when it is taken home.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Absent {
+    /// Its home is filled with zeros: the caller believes that it has bytes.
+    Zero,
+    /// It stays nowhere: the caller goes over a whole region, used or not.
+    Leave,
+}
+
 /// The longest range that one [`Moved`] can undo.
 fn chunk_bytes(size: PageSize) -> u64 {
     size.bytes() * 4096
@@ -124,8 +133,7 @@ impl LinuxSpace {
     pub(crate) fn private_protect(&self, range: VirtRange, attrs: &RegionAttrs) -> Result<(), HostError> {
         // Take everything home under the old protection, by which it can be moved or dropped; then change the protection.
         for page in range.pages(attrs.page_size) {
-            let run = VirtRange::new(page.start(), page.end()).expect("a page");
-            self.private_cpu_unmap(run, attrs.page_size)?;
+            self.private_take_home(page, attrs.page_size, Absent::Leave)?;
         }
         self.frozen.lock().set(range, !attrs.prot.contains(Prot::RW))?;
         self.user().protect(range, attrs.prot).map_err(split_error)
@@ -149,6 +157,11 @@ impl LinuxSpace {
             self.populated.set(piece, true);
         }
         Ok(())
+    }
+
+    /// Puts zeros where nothing is: the home of one page.
+    fn private_build(&self, page: VirtRange, size: PageSize) -> Result<(), HostError> {
+        if size == PageSize::Size2M { self.private_build_huge(page) } else { self.private_fill(page) }
     }
 
     /// Puts zeros into the absent base pages of the homes of `range`.
@@ -195,7 +208,7 @@ impl LinuxSpace {
         let frozen = self.frozen.lock().contains(range.start());
         let homes = self.private_homes().area();
         let (service, _) = self.movers();
-        let mut busy = 0;
+        let (mut busy, mut filled) = (0, None);
         drive(
             range,
             |rest| {
@@ -207,6 +220,12 @@ impl LinuxSpace {
                 Errno::EXIST if rest.start().is_aligned(size) => Ok(size.bytes()),
                 Errno::EXIST => Ok(BASE_PAGE),
                 Errno::NOENT => self.private_nowhere(rest, size),
+                // No home to copy from: the program gave the page back before it was frozen. It reads as zero.
+                Errno::FAULT if frozen && filled != Some(rest.start()) => {
+                    filled = Some(rest.start());
+                    self.private_fill(VirtRange::page(rest.start(), PageSize::Size4K).expect("a page of the region"))?;
+                    Ok(0)
+                }
                 Errno::BUSY if busy < 1000 => {
                     busy += 1;
                     std::thread::yield_now();
@@ -234,6 +253,10 @@ impl LinuxSpace {
     // ---- take from the CPU ----
 
     pub(crate) fn private_cpu_unmap(&self, range: VirtRange, size: PageSize) -> Result<(), HostError> {
+        self.private_take_home(range, size, Absent::Zero)
+    }
+
+    fn private_take_home(&self, range: VirtRange, size: PageSize, absent: Absent) -> Result<(), HostError> {
         if self.frozen.lock().contains(range.start()) {
             return self.user().zap(range).map_err(error);
         }
@@ -242,14 +265,14 @@ impl LinuxSpace {
             return Err(HostError::Unsupported);
         }
         let mut moved = Moved { bits: [0; 64], first: range.start(), size };
-        let done = self.private_take(range, size, &mut moved);
+        let done = self.private_take(range, size, absent, &mut moved);
         if done.is_err() {
             moved.pages().for_each(|page| self.private_give_back(page));
         }
         done
     }
 
-    fn private_take(&self, range: VirtRange, size: PageSize, moved: &mut Moved) -> Result<(), HostError> {
+    fn private_take(&self, range: VirtRange, size: PageSize, absent: Absent, moved: &mut Moved) -> Result<(), HostError> {
         let homes = self.private_homes().area();
         let (_, mover) = self.movers();
         let (mut busy_at, mut tries) = (range.end(), 0);
@@ -274,17 +297,22 @@ impl LinuxSpace {
                     self.user().touch(rest.start());
                     Ok(0)
                 }
-                Errno::NOENT | Errno::EXIST => self.private_take_sparse(rest_of_page(rest, size), size),
+                Errno::NOENT | Errno::EXIST => self.private_take_sparse(rest_of_page(rest, size), size, absent),
                 other => Err(error(other)),
             },
         )
     }
 
-    /// Takes what there is of a page that is not wholly there. Usually nothing is there: the page is not CPU-mapped. Otherwise the program gave parts
-    /// of it back to the kernel (`madvise`), and these read as zero. Answers how many bytes to pass over: all of `part`.
-    fn private_take_sparse(&self, part: VirtRange, size: PageSize) -> Result<u64, HostError> {
+    /// Takes what there is of a page that is not wholly there. Either it is not CPU-mapped, or the program gave it or parts of it back to the kernel
+    /// (`madvise`), and these read as zero. Answers how many bytes to pass over: all of `part`.
+    fn private_take_sparse(&self, part: VirtRange, size: PageSize, absent: Absent) -> Result<u64, HostError> {
         let page = VirtRange::page(part.start(), size).expect("a page of the region");
         if part == page && !self.user().any_present(page).map_err(error)? {
+            let homes = self.private_homes().area();
+            if absent == Absent::Zero && !homes.any_present(self.in_homes(homes, page)).map_err(error)? {
+                // Neither here nor there: the caller, who thinks it is on the CPU, will read the home.
+                self.private_build(page, size)?;
+            }
             return Ok(part.len().get());
         }
         let homes = self.private_homes().area();
