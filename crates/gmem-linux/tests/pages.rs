@@ -19,7 +19,7 @@ fn fresh_pages_are_zero_and_bytes_travel_both_ways() {
         for round in 0..3u64 {
             for page in 0..4 {
                 rig.threads.run(|| rig.pager.host.cpu_unmap(&rig.pager.space, &rig.pager.page(page))).expect("unmap");
-                rig.pager.state.lock()[page] = At::Home;
+                *rig.pager.state[page].lock() = At::Home;
                 assert_eq!(rig.home_word(page, last).load(SeqCst), page as u64 + 1 + round * 10, "home, {attrs:?}");
                 rig.home_word(page, last).store(page as u64 + 1 + (round + 1) * 10, SeqCst);
                 let faults = rig.pager.faults.load(SeqCst);
@@ -95,9 +95,12 @@ fn count(rig: &Rig, rounds: usize) -> (u64, u64) {
                 })
             })
             .collect();
-        for round in 0..rounds {
-            rig.to_device(round % pages).expect("nothing is pinned");
-        }
+        // Two movers, so that different pages move at the same time.
+        std::thread::scope(|movers| {
+            for mover in 0..2 {
+                movers.spawn(move || (0..rounds).for_each(|r| rig.to_device((r * 2 + mover) % pages).expect("nothing is pinned")));
+            }
+        });
         stop.store(true, Relaxed);
         writers.into_iter().map(|w| w.join().expect("no panic")).sum()
     });

@@ -1,6 +1,6 @@
 //! A tiny pager: the least core that can drive a host, and a rig around it.
 //!
-//! It keeps a state per page and one "device" copy of the region in ordinary memory, preallocated, because faults may be resolved in a signal handler. One lock
+//! It keeps a state per page and one "device" copy of the region in ordinary memory, preallocated, because faults may be resolved in a signal handler. A page's lock
 //! is held over a whole resolution, which is crude and enough.
 #![allow(dead_code, unreachable_pub, reason = "each test binary includes this and uses a part")]
 
@@ -29,7 +29,8 @@ pub struct Pager {
     pub host: LinuxHost,
     pub space: LinuxSpace,
     pub region: Pages,
-    pub state: Mutex<FutexLock, Vec<At>>,
+    /// One lock per page: different pages move at the same time.
+    pub state: Vec<Mutex<FutexLock, At>>,
     /// The device's memory, reached by raw pointers under the lock.
     device: Vec<AtomicU64>,
     /// Faults in the region fail.
@@ -66,15 +67,15 @@ impl Pager {
     pub fn to_device(&self, index: usize) -> Result<(), HostError> {
         let page = self.page(index);
         let len = page.range.len().get();
-        let mut state = self.state.lock();
-        match state[index] {
+        let mut state = self.state[index].lock();
+        match *state {
             At::Device => return Ok(()),
             At::Nowhere => self.host.populate(&self.space, &page)?,
             At::Home => {}
             At::Cpu if self.copy_first.load(Relaxed) && self.region.attrs.backing == Backing::Shared => {
                 copy(self.device_at(index), self.home(index), len);
                 self.host.cpu_unmap(&self.space, &page)?;
-                state[index] = At::Device;
+                *state = At::Device;
                 return Ok(());
             }
             At::Cpu => self.host.cpu_unmap(&self.space, &page)?,
@@ -82,15 +83,15 @@ impl Pager {
         copy(self.device_at(index), self.home(index), len);
         // SAFETY: the home is populated and not CPU-mapped.
         unsafe { std::ptr::write_bytes(self.home(index) as *mut u8, GARBAGE, len as usize) };
-        state[index] = At::Device;
+        *state = At::Device;
         Ok(())
     }
 
     /// Brings a page to the CPU.
     pub fn to_cpu(&self, index: usize) -> Result<(), HostError> {
         let page = self.page(index);
-        let mut state = self.state.lock();
-        match state[index] {
+        let mut state = self.state[index].lock();
+        match *state {
             At::Nowhere => self.host.populate(&self.space, &page)?,
             At::Device => {
                 self.host.populate(&self.space, &page)?;
@@ -98,9 +99,9 @@ impl Pager {
             }
             At::Home | At::Cpu => {}
         }
-        state[index] = At::Home;
+        *state = At::Home;
         self.host.cpu_map(&self.space, &page)?;
-        state[index] = At::Cpu;
+        *state = At::Cpu;
         Ok(())
     }
 }
@@ -173,7 +174,7 @@ impl Rig {
         let pager = threads.run(|| {
             let space = host.space_create(range, true).expect("a space");
             host.region_map(&space, &region).expect("a region");
-            let state = Mutex::new(vec![At::Nowhere; pages as usize]);
+            let state = (0..pages).map(|_| Mutex::new(At::Nowhere)).collect();
             let mut device = Vec::new();
             device.resize_with(len as usize / 8, || AtomicU64::new(0));
             let (fail, copy_first, faults) = Default::default();
@@ -209,7 +210,7 @@ impl Rig {
     }
 
     pub fn pages(&self) -> usize {
-        self.pager.state.lock().len()
+        self.pager.state.len()
     }
 }
 
