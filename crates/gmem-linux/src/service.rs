@@ -9,6 +9,7 @@
 
 use crate::fault::Faults;
 use crate::report;
+use crate::sys::area;
 use crate::sys::uffd::{Message, Uffd};
 use arrayvec::ArrayVec;
 use gmem_hal::{HostFault, PageSize, VirtRange};
@@ -46,17 +47,14 @@ fn one(uffd: &Uffd, faults: &Faults, message: &Message) {
         HostFault::Resolved => uffd.wake(page),
         // The core wakes it when the page is free.
         HostFault::Pending => {}
-        HostFault::NotOurs | HostFault::Failed(_) => {
-            match uffd.poison(page.start()) {
-                Ok(()) => faults.note_poisoned(page.start()),
+        failed @ (HostFault::NotOurs | HostFault::Failed(_)) => {
+            report::failed_access(message.va, message.access, &failed);
+            faults.poison(page.start(), || match uffd.poison(page.start()) {
+                Ok(()) => true,
                 // Present after all: the access can be tried again.
-                Err(Errno::EXIST) => {}
-                Err(_) => {
-                    if crate::sys::area::forbid(page) {
-                        faults.note_poisoned(page.start());
-                    }
-                }
-            }
+                Err(Errno::EXIST) => false,
+                Err(_) => area::forbid(page),
+            });
             uffd.wake(page);
         }
     }

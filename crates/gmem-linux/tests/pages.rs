@@ -86,7 +86,7 @@ fn count(rig: &Rig, rounds: usize) -> (u64, u64) {
                     while !stop.load(Relaxed) {
                         for page in 0..pages {
                             for _ in 0..50 {
-                                rig.word(page, (made * 520 + w * 8) % rig.page_bytes() & !7).fetch_add(1, Relaxed);
+                                rig.word(page, (made * 520 + w * 8) % rig.page_bytes()).fetch_add(1, Relaxed);
                                 made += 1;
                             }
                         }
