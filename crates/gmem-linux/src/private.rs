@@ -63,14 +63,14 @@ fn anonymous(length: u64) -> Result<Area, HostError> {
     Ok(area)
 }
 
-/// Which pages of a call were moved, so that they can be moved back: a bitmap for up to 4096 pages on the stack.
-struct Moved {
-    bits: [u64; 64],
+/// Which pages of a call were moved, so that they can be moved back: a bit per page.
+struct Moved<'a> {
+    bits: &'a mut [u64],
     first: VirtAddr,
     size: PageSize,
 }
 
-impl Moved {
+impl Moved<'_> {
     fn mark(&mut self, start: VirtAddr, bytes: u64) {
         let from = (start.get() - self.first.get()) >> self.size.shift();
         let to = (start.get() + bytes - self.first.get()).div_ceil(self.size.bytes());
@@ -78,7 +78,7 @@ impl Moved {
     }
 
     fn pages(&self) -> impl Iterator<Item = VirtRange> + '_ {
-        let marked = (0..64 * 64u64).filter(|i| self.bits[(i / 64) as usize] & (1 << (i % 64)) != 0);
+        let marked = (0..self.bits.len() as u64 * 64).filter(|i| self.bits[(i / 64) as usize] & (1 << (i % 64)) != 0);
         marked.map(|i| VirtRange::page(VirtAddr::new(self.first.get() + (i << self.size.shift())), self.size).expect("a page of the call"))
     }
 }
@@ -90,11 +90,6 @@ enum Absent {
     Zero,
     /// It stays nowhere: the caller goes over a whole region, used or not.
     Leave,
-}
-
-/// The longest range that one [`Moved`] can undo.
-fn chunk_bytes(size: PageSize) -> u64 {
-    size.bytes() * 4096
 }
 
 /// The rest of the page of `size` that begins, or goes on, at `rest`.
@@ -260,11 +255,17 @@ impl LinuxSpace {
         if self.frozen.lock().contains(range.start()) {
             return self.user().zap(range).map_err(error);
         }
-        if range.len().get() > chunk_bytes(size) {
-            // More than can be undone. The core works page by page; refuse rather than break the promise.
-            return Err(HostError::Unsupported);
-        }
-        let mut moved = Moved { bits: [0; 64], first: range.start(), size };
+        // On the stack for the fault path, which moves a page or a few; from the heap for calls on thousands, which come from elsewhere.
+        let (mut few, mut many) = ([0u64; 64], Vec::new());
+        let words = (range.len().get() >> size.shift()).div_ceil(64) as usize;
+        let bits = if words <= few.len() {
+            &mut few[..]
+        } else {
+            many.try_reserve_exact(words).map_err(|_| HostError::NoMemory)?;
+            many.resize(words, 0);
+            &mut many[..]
+        };
+        let mut moved = Moved { bits, first: range.start(), size };
         let done = self.private_take(range, size, absent, &mut moved);
         if done.is_err() {
             moved.pages().for_each(|page| self.private_give_back(page));
@@ -272,7 +273,7 @@ impl LinuxSpace {
         done
     }
 
-    fn private_take(&self, range: VirtRange, size: PageSize, absent: Absent, moved: &mut Moved) -> Result<(), HostError> {
+    fn private_take(&self, range: VirtRange, size: PageSize, absent: Absent, moved: &mut Moved<'_>) -> Result<(), HostError> {
         let homes = self.private_homes().area();
         let (_, mover) = self.movers();
         let (mut busy_at, mut tries) = (range.end(), 0);

@@ -19,15 +19,14 @@ use std::os::fd::AsFd;
 
 /// Serves faults until `stop` becomes readable.
 pub(crate) fn serve(uffd: &Uffd, faults: &Faults, stop: impl AsFd) {
+    let _guard = DiesWithUs;
     let mut messages = ArrayVec::new();
     loop {
         let mut fds = [PollFd::new(uffd.fd(), PollFlags::IN), PollFd::new(&stop, PollFlags::IN)];
         match poll(&mut fds, None) {
             Ok(_) | Err(Errno::INTR) => {}
             Err(e) => {
-                // Without this thread its faulters would hang; say so, they cannot.
-                report::line(format_args!("gmem: the fault service cannot poll (errno {}); faulting threads will hang", e.raw_os_error()));
-                return;
+                panic!("the fault service cannot poll: errno {}", e.raw_os_error());
             }
         }
         if !fds[1].revents().is_empty() {
@@ -36,6 +35,18 @@ pub(crate) fn serve(uffd: &Uffd, faults: &Faults, stop: impl AsFd) {
         // EAGAIN: the faulter went away, or a wake was quicker.
         while uffd.read(&mut messages).is_ok() && !messages.is_empty() {
             messages.iter().for_each(|m| one(uffd, faults, m));
+        }
+    }
+}
+
+/// Ends the process if the service panics: without it every thread that faults would hang, and nobody would know why.
+struct DiesWithUs;
+
+impl Drop for DiesWithUs {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            report::line(format_args!("gmem: the fault service panicked; no fault can be resolved any more"));
+            std::process::abort();
         }
     }
 }
