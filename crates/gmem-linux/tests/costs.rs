@@ -25,6 +25,8 @@ fn median(pages: usize, mut step: impl FnMut(usize)) -> f64 {
 #[ignore = "a measurement, not a check"]
 fn costs() {
     let _w = watchdog(120);
+    let threads = gmem_linux::Threads::start().expect("threads");
+    println!("a call on a gmem thread and back: {:.1} µs", median(1000, |_| threads.run(|| ())));
     println!(
         "medians in µs: populate, again after discard, cpu_map first, touch, cpu_unmap, cpu_map, touch, whole fault, whole taking, memcpy of the page"
     );
