@@ -128,12 +128,7 @@ fn a_killed_device_loses_no_data_and_hangs_nobody() {
     assert_eq!(pager.launch("nothing", &[]), Err(LaunchError::Device(DeviceError::Dead)));
 
     let second = pager.mmu().pmap_create(&pager.request()).unwrap();
-    let mapping = Mapping {
-        va: pager.range.start(),
-        frame: PhysAddr { hnode: HNODE, addr: frame },
-        len: ByteLen(PAGE),
-        prot: Prot::RW,
-    };
+    let mapping = Mapping { va: pager.range.start(), frame: PhysAddr { hnode: HNODE, addr: frame }, len: ByteLen(PAGE), prot: Prot::RW };
     pager.mmu().pmap_enter(second, &mapping).unwrap();
     let args = [pager.start(), 1];
     let request = LaunchRequest { pmap: Some(second), kernel: "increment", args: &args, replay: false };
@@ -242,7 +237,8 @@ fn a_device_ends_with_its_program() {
         .spawn()
         .unwrap();
     let lines = std::io::BufReader::new(helper.stdout.take().unwrap()).lines().map_while(Result::ok);
-    let pid = lines.filter_map(|l| l.split_once("device ").and_then(|(_, n)| n.parse::<u32>().ok())).next().expect("the helper names its device");
+    let pid =
+        lines.filter_map(|l| l.split_once("device ").and_then(|(_, n)| n.parse::<u32>().ok())).next().expect("the helper names its device");
     assert!(!gone(pid), "the device runs");
     helper.kill().unwrap();
     helper.wait().unwrap();
