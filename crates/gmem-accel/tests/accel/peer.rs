@@ -111,7 +111,7 @@ impl Upcalls for Core {
         assert_eq!(pmap, self.pmap());
         let page = (va.get() - START) / PAGE;
         let busy = self.busy.lock().unwrap();
-        self.changed.wait_while(busy, |b| !b.insert(page)).unwrap();
+        drop(self.changed.wait_while(busy, |b| !b.insert(page)).unwrap());
         let result = self.map(page, true);
         self.busy.lock().unwrap().remove(&page);
         self.changed.notify_all();
