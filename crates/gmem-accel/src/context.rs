@@ -94,11 +94,11 @@ impl Context {
         self.dead.store(1, Ordering::SeqCst);
         Bell(&self.death_bell).ring();
         self.evictor.end();
-        Bell(self.shm.ready_bell()).ring();
-        Bell(self.shm.tail_bell()).ring();
-        Bell(self.shm.done_bell()).ring();
+        for bell in [self.shm.ready_bell(), self.shm.tail_bell(), self.shm.done_bell()] {
+            Bell(bell).alarm();
+        }
         for worker in 0..self.facts.workers {
-            Bell(self.shm.fault(worker).host_bell).ring();
+            Bell(self.shm.fault(worker).host_bell).alarm();
         }
     }
 

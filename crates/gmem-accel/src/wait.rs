@@ -57,6 +57,13 @@ impl Bell<'_> {
         }
     }
 
+    /// Wakes the sleepers whatever the word says. For the end of a process that rang this bell: it may have been killed between clearing the
+    /// word and waking, or have cleared it out of malice.
+    pub(crate) fn alarm(self) {
+        self.0.store(AWAKE, Ordering::SeqCst);
+        let _ = futex::wake(self.0, Flags::empty(), i32::MAX as u32);
+    }
+
     /// Sleeps until rung, until `deadline`, or not at all if `ready` already holds. May return early: look again.
     fn sleep(self, deadline: Deadline, ready: &mut impl FnMut() -> bool) {
         self.0.store(ASLEEP, Ordering::SeqCst);
@@ -201,6 +208,24 @@ mod tests {
         let start = now_ns();
         assert!(!Bell(&words.0).wait(&mut patience, Deadline::after(Duration::from_millis(10)), || false));
         assert!(now_ns() - start >= 10_000_000, "gave up early");
+    }
+
+    #[test]
+    fn an_alarm_wakes_whom_a_ring_no_longer_finds() {
+        let words = Arc::new((AtomicU32::new(0), AtomicU32::new(0)));
+        let theirs = words.clone();
+        let sleeper = std::thread::spawn(move || {
+            let mut patience = Patience::new(Duration::ZERO);
+            Bell(&theirs.0).wait(&mut patience, Deadline::after(Duration::from_secs(20)), || theirs.1.load(Ordering::SeqCst) == 7)
+        });
+        std::thread::sleep(Duration::from_millis(20));
+        words.1.store(7, Ordering::SeqCst);
+        // As a process that is killed in the middle of a ring leaves it.
+        words.0.store(AWAKE, Ordering::SeqCst);
+        let start = now_ns();
+        Bell(&words.0).alarm();
+        assert!(sleeper.join().unwrap());
+        assert!(now_ns() - start < 10_000_000_000, "only the deadline ended the sleep");
     }
 
     #[test]
