@@ -1,0 +1,1 @@
+//! Operations drawn by a seed, and the model of what memory must contain.
