@@ -167,11 +167,9 @@ impl Host for SimHost {
         Ok(())
     }
 
-    fn home(&self, space: &SimSpace, page: &Pages) -> PhysAddr {
-        let size = page.attrs.page_size;
-        assert!(page.range.len() == size.len() && page.range.is_aligned(size), "home of {}, which is not one page of {size}", page.range);
-        self.with(space, |state, _| state.assert_pages("home", page));
-        home_of(space.number, space.range, page.range.start(), page.attrs.backing)
+    fn home(&self, space: &SimSpace, pages: &Pages) -> PhysAddr {
+        self.with(space, |state, _| state.assert_pages("home", pages));
+        home_of(space.number, space.range, pages.range.start(), pages.attrs.backing)
     }
 
     fn populate(&self, space: &SimSpace, pages: &Pages) -> Result<(), HostError> {
