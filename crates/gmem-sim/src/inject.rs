@@ -91,7 +91,8 @@ pub enum Injected {
 }
 
 impl Callback {
-    /// Errors that this callback may answer with by its contract, other than for a defect of the core.
+    /// Errors that this callback may answer with at any time by its contract. Those that say something about a page, such as [`PeerError::Migrating`], are left
+    /// to the device, which knows when they are true.
     pub fn errors(self) -> &'static [Injected] {
         use Callback as C;
         use Injected::{Device, Host, OutOfMemory, Peer};
@@ -106,7 +107,6 @@ impl Callback {
             C::VaAllocFixed => &[Peer(PeerError::Conflict), Peer(PeerError::NoMemory), Peer(PeerError::Device(DeviceError::Dead))],
             C::PeerMap => &[
                 Peer(PeerError::NoMemory),
-                Peer(PeerError::Migrating),
                 Peer(PeerError::Device(DeviceError::CopyFailed)),
                 Peer(PeerError::Device(DeviceError::NoAnswer)),
                 Peer(PeerError::Device(DeviceError::Dead)),

@@ -2,13 +2,13 @@
 
 use crate::device::Dram;
 use crate::host::HostState;
-use crate::index::FrameIndex;
+use crate::index::{FrameIndex, Use};
 use crate::inject::Injector;
 use crate::sched::{self, Reason};
 use crate::trace::Trace;
 use crate::{Callback, Coverage, Injected, Rng, SimClock, TraceEvent};
-use gmem_hal::{ByteLen, HnodeId, PhysAddr, PmapId};
-use std::collections::BTreeMap;
+use gmem_hal::{ByteLen, HnodeId, PhysAddr, PmapId, Prot};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -46,6 +46,8 @@ pub struct Sim {
     pub(crate) host: Mutex<HostState>,
     pub(crate) pools: Mutex<BTreeMap<HnodeId, Arc<Dram>>>,
     hazards: Mutex<Hazards>,
+    /// Contexts that could not be stopped after a revoke failed. The core knows; what they do is contained by quarantine.
+    runaways: Mutex<BTreeSet<PmapId>>,
     next_pmap: AtomicU64,
     next_device: AtomicU64,
 }
@@ -62,6 +64,7 @@ impl Sim {
             host: Mutex::new(HostState::new(Rng::stream(seed, stream::HOST))),
             pools: Mutex::default(),
             hazards: Mutex::default(),
+            runaways: Mutex::default(),
             next_pmap: AtomicU64::new(1),
             next_device: AtomicU64::new(0),
         })
@@ -217,17 +220,32 @@ impl Sim {
         lock(&self.pools).get(&hnode).cloned()
     }
 
+    /// A context could not be stopped by force.
+    pub(crate) fn add_runaway(&self, pmap: PmapId) {
+        lock(&self.runaways).insert(pmap);
+    }
+
+    /// Whether a context could not be stopped by force.
+    pub(crate) fn is_runaway(&self, pmap: PmapId) -> bool {
+        lock(&self.runaways).contains(&pmap)
+    }
+
     /// Panics if a device could still reach a byte of the memory: it is about to be filled, freed or used for another page.
     pub(crate) fn assert_unreachable(&self, at: PhysAddr, len: ByteLen, doing: &str) {
-        if let Some((frame, by)) = lock(&self.index).find(at, len, |_| true) {
+        let runaways = lock(&self.runaways);
+        // A device frame that a runaway reaches is quarantined. Homes cannot be: they belong to their addresses.
+        let counts = |u: &Use| at.hnode != HnodeId::HOST || !runaways.contains(&u.pmap);
+        if let Some((frame, by)) = lock(&self.index).find(at, len, counts) {
             panic!("{doing} {at:?} ({len}) while {by:?} still reaches it as {frame:?}: its shootdown is not done");
         }
     }
 
     /// Panics if a device could still write a byte of the memory, which is about to be copied: the write would be lost.
     pub(crate) fn assert_unwritable(&self, at: PhysAddr, len: ByteLen, doing: &str) {
-        let writable = |u: &crate::index::Use| u.prot.contains(gmem_hal::Prot::WRITE);
-        if let Some((frame, by)) = lock(&self.index).find(at, len, writable) {
+        let runaways = lock(&self.runaways);
+        // What a runaway writes after the core gave it up is nobody's loss.
+        let counts = |u: &Use| u.prot.contains(Prot::WRITE) && !runaways.contains(&u.pmap);
+        if let Some((frame, by)) = lock(&self.index).find(at, len, counts) {
             panic!("{doing} {at:?} ({len}) while {by:?} can still write it as {frame:?}: a write could be lost");
         }
     }

@@ -107,7 +107,7 @@ impl Mmu for SimDevice {
         drop((contexts, index));
         self.peer_forget(pmap);
         let mut life = lock(&self.life);
-        assert!(life.current != Some(pmap) || !orderly, "{pmap} is destroyed while it is the current context");
+        assert!(life.current != Some(pmap) || !orderly || life.switch_refused, "{pmap} is destroyed while it is the current context");
         life.current = life.current.filter(|current| *current != pmap);
         Ok(())
     }

@@ -23,8 +23,8 @@ use crate::{Callback, Injected, sched};
 use contexts::Contexts;
 use frames::FrameMap;
 use gmem_hal::{
-    Capabilities, CopyEngine, Device, DeviceError, DeviceId, DeviceInfo, Frames, HnodeId, Mmu, Peer, PeerError, PhysRange, PmapId, Prot,
-    Upcalls, VirtAddr,
+    Capabilities, CopyEngine, Device, DeviceError, DeviceId, DeviceInfo, Frames, HnodeId, Mmu, Peer, PeerError, PhysAddr, PhysRange,
+    PmapId, Prot, SpaceId, Upcalls, VirtAddr,
 };
 use peer::PeerState;
 use std::sync::{Arc, Mutex, Weak};
@@ -36,6 +36,8 @@ struct Life {
     memory: Vec<(HnodeId, PhysRange)>,
     current: Option<PmapId>,
     switches: u64,
+    /// The last switch was made to fail, hence what is current is not the core's choice.
+    switch_refused: bool,
     dead: bool,
     stopped: bool,
 }
@@ -105,6 +107,21 @@ impl SimDevice {
     /// Bytes that neither a peer's pages nor its own frame allocator took.
     pub fn free_bytes(&self) -> u64 {
         lock(&self.frames).free_bytes()
+    }
+
+    /// The table it has for an address space.
+    pub fn pmap_for(&self, space: SpaceId) -> Option<PmapId> {
+        lock(&self.contexts).live.iter().find(|(_, c)| c.request.space == space).map(|(pmap, _)| *pmap)
+    }
+
+    /// Whether the core gave `pmap` up, because a revoke failed: it was stopped by force, or it could not be stopped and the device might still use it.
+    pub fn is_given_up(&self, pmap: PmapId) -> bool {
+        self.is.sim.is_runaway(pmap) || lock(&self.contexts).live.get(&pmap).is_some_and(|context| context.fenced)
+    }
+
+    /// What the table of `pmap` holds at `va`, caches aside: the memory and the access.
+    pub fn table_entry(&self, pmap: PmapId, va: VirtAddr) -> Option<(PhysAddr, Prot)> {
+        lock(&self.contexts).translation(pmap, va)
     }
 
     /// What the table of `pmap` allows at `va`, caches aside: nothing if the page is absent.
@@ -244,7 +261,9 @@ impl Device for SimDevice {
     }
 
     fn switch_context(&self, pmap: Option<PmapId>) -> Result<(), DeviceError> {
-        self.call(Callback::SwitchContext, [pmap.map_or(0, |p| p.0), 0, 0])?;
+        let called = self.call(Callback::SwitchContext, [pmap.map_or(0, |p| p.0), 0, 0]);
+        lock(&self.life).switch_refused = called.is_err();
+        called?;
         if let Some(pmap) = pmap {
             lock(&self.contexts).context(pmap);
         }
@@ -263,9 +282,10 @@ impl Device for SimDevice {
         let context = contexts.context(pmap);
         assert!(!context.fenced, "{pmap} is fenced twice");
         context.suspect = true;
-        called?;
-        if !self.is.can_fence {
-            return Err(DeviceError::Unsupported);
+        let able = if self.is.can_fence { Ok(()) } else { Err(DeviceError::Unsupported) };
+        if let Err(error) = called.and(able) {
+            self.is.sim.add_runaway(pmap);
+            return Err(error);
         }
         context.fenced = true;
         contexts.forget(&mut lock(&self.is.sim.index), pmap);

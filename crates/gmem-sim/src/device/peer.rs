@@ -18,7 +18,6 @@ type Key = (PmapId, u64);
 struct Page {
     frame: PhysAddr,
     size: PageSize,
-    prot: Prot,
     /// When it was last said to be used.
     used: u64,
     /// The core was asked to take it home and has not answered.
@@ -100,7 +99,9 @@ impl SimDevice {
         loop {
             let victim = {
                 let mut peer = lock(&self.peer);
-                let candidates = peer.pages.iter().filter(|(key, page)| !page.evicting && !tried.contains(*key));
+                // The core may have forgotten what a context that it gave up holds.
+                let may_go = |key: &Key| !tried.contains(key) && !self.is_given_up(key.0);
+                let candidates = peer.pages.iter().filter(|(key, page)| !page.evicting && may_go(key));
                 let Some((&key, _)) = candidates.min_by_key(|(_, page)| page.used) else { return false };
                 let page = peer.pages.get_mut(&key).expect("it was just found");
                 page.evicting = true;
@@ -122,7 +123,10 @@ impl SimDevice {
                 }
                 EvictOutcome::Refused => peer.refusals += 1,
                 EvictOutcome::NotThere => {
-                    assert!(!there || self.is_dead(), "the core says that {pmap} holds nothing at {range}, but it does")
+                    assert!(
+                        !there || self.is_dead() || self.is_given_up(pmap),
+                        "the core says that {pmap} holds nothing at {range}, but it does"
+                    )
                 }
             }
         }
@@ -150,10 +154,9 @@ impl SimDevice {
         let mut contexts = lock(&self.contexts);
         let mut peer = lock(&self.peer);
         let used = peer.tick();
-        let page = peer.pages.get_mut(&(request.pmap, request.va.get())).expect("it was just found");
-        page.used = used;
-        if request.prot != page.prot && request.prot.contains(page.prot) {
-            page.prot = request.prot;
+        peer.pages.get_mut(&(request.pmap, request.va.get())).expect("it was just found").used = used;
+        let now = contexts.translation(request.pmap, request.va).map_or(Prot::empty(), |(_, prot)| prot);
+        if request.prot != now && request.prot.contains(now) {
             contexts.protect(&mut lock(&self.is.sim.index), request.pmap, range, request.prot);
         }
         // Both answers are allowed: let the seed say which, that nobody relies on one.
@@ -163,13 +166,20 @@ impl SimDevice {
     fn peer_release(&self, pmap: PmapId, range: VirtRange) {
         let mut contexts = lock(&self.contexts);
         let mut index = lock(&self.is.sim.index);
-        contexts.release(&mut index, pmap, range);
-        contexts.invalidate(&mut index, pmap, range);
+        // A stopped context reaches nothing and is in no index.
+        if !contexts.context(pmap).fenced {
+            contexts.release(&mut index, pmap, range);
+            contexts.invalidate(&mut index, pmap, range);
+        }
     }
 
-    fn peer_enter(&self, pmap: PmapId, va: VirtAddr, page: Page) {
-        let mapping = Mapping { va, frame: page.frame, len: page.size.len(), prot: page.prot };
-        lock(&self.contexts).enter(&mut lock(&self.is.sim.index), pmap, &mapping);
+    fn peer_enter(&self, pmap: PmapId, va: VirtAddr, page: Page, prot: Prot) {
+        let mapping = Mapping { va, frame: page.frame, len: page.size.len(), prot };
+        let mut contexts = lock(&self.contexts);
+        if contexts.context(pmap).fenced {
+            return;
+        }
+        contexts.enter(&mut lock(&self.is.sim.index), pmap, &mapping);
     }
 
     fn assert_reserved(&self, call: &str, pmap: PmapId, range: VirtRange) {
@@ -240,8 +250,8 @@ impl Peer for SimDevice {
         if self.peer_gone(pmap) || filled.is_err() {
             return Err(DeviceError::Dead.into());
         }
-        let page = Page { frame, size, prot, used: lock(&self.peer).tick(), evicting: false };
-        self.peer_enter(pmap, va, page);
+        let page = Page { frame, size, used: lock(&self.peer).tick(), evicting: false };
+        self.peer_enter(pmap, va, page, prot);
         lock(&self.peer).pages.insert((pmap, va.get()), page);
         Ok(())
     }
@@ -249,7 +259,7 @@ impl Peer for SimDevice {
     fn unmap(&self, request: &PeerUnmap) -> Result<(), DeviceError> {
         let PeerUnmap { pmap, va, len, copy } = *request;
         let called = self.call(Callback::PeerUnmap, [pmap.0, va.get(), copy.map_or(0, |home| home.addr)]);
-        if self.peer_gone(pmap) {
+        if called == Err(DeviceError::Dead) || lock(&self.contexts).gone.contains(&pmap) {
             return Err(DeviceError::Dead);
         }
         let range = page_range(va, len);
@@ -261,9 +271,10 @@ impl Peer for SimDevice {
         };
         match (called, copy) {
             (Err(DeviceError::CopyFailed), Some(home)) => {
+                let prot = self.table_prot(pmap, va);
                 self.peer_release(pmap, range);
                 self.transfer(home, Some(page.frame), len, true)?;
-                self.peer_enter(pmap, va, page);
+                self.peer_enter(pmap, va, page, prot);
                 return called;
             }
             // Without a copy there is none to fail.

@@ -1,7 +1,7 @@
 //! Accesses as programs make them: they fault, the fault is resolved, and they go on where they stopped.
 
 use crate::{DeviceFault, FaultKind, SimDevice, SimHost};
-use gmem_hal::{Access, FaultError, HostFault, PmapId, Upcalls, VirtAddr};
+use gmem_hal::{Access, DeviceId, FaultError, HostFault, PmapId, Upcalls, VirtAddr};
 
 /// An access that faults more often than this, with each fault said to be resolved, makes no progress.
 const MOST_FAULTS: u32 = 1000;
@@ -26,22 +26,35 @@ fn at(va: VirtAddr, done: usize) -> VirtAddr {
     VirtAddr::new(va.get() + done as u64)
 }
 
-fn resolve_device(device: &SimDevice, core: &dyn Upcalls, fault: DeviceFault) -> Result<VirtAddr, FaultError> {
+fn resolve_device(id: DeviceId, core: &dyn Upcalls, fault: DeviceFault) -> Result<VirtAddr, FaultError> {
     if fault.kind == FaultKind::Stopped {
         return Err(FaultError::Fenced);
     }
-    let id = device.id().expect("a device that runs kernels was started");
     core.device_fault(id, fault.pmap, fault.va, fault.access, None).map(|()| fault.va)
 }
 
-/// A kernel on `device` loads.
-pub fn device_read(device: &SimDevice, core: &dyn Upcalls, pmap: PmapId, va: VirtAddr, buf: &mut [u8]) -> Result<(), FaultError> {
-    with_faults(va, |done| device.read(pmap, at(va, done), &mut buf[done..]), |fault| resolve_device(device, core, fault))
+/// A kernel loads by the MMU of `device`; `id` is the device it runs on, which is another one if it shares the table.
+pub fn device_read(
+    device: &SimDevice,
+    id: DeviceId,
+    core: &dyn Upcalls,
+    pmap: PmapId,
+    va: VirtAddr,
+    buf: &mut [u8],
+) -> Result<(), FaultError> {
+    with_faults(va, |done| device.read(pmap, at(va, done), &mut buf[done..]), |fault| resolve_device(id, core, fault))
 }
 
-/// A kernel on `device` stores.
-pub fn device_write(device: &SimDevice, core: &dyn Upcalls, pmap: PmapId, va: VirtAddr, buf: &[u8]) -> Result<(), FaultError> {
-    with_faults(va, |done| device.write(pmap, at(va, done), &buf[done..]), |fault| resolve_device(device, core, fault))
+/// A kernel stores by the MMU of `device`; `id` is the device it runs on, which is another one if it shares the table.
+pub fn device_write(
+    device: &SimDevice,
+    id: DeviceId,
+    core: &dyn Upcalls,
+    pmap: PmapId,
+    va: VirtAddr,
+    buf: &[u8],
+) -> Result<(), FaultError> {
+    with_faults(va, |done| device.write(pmap, at(va, done), &buf[done..]), |fault| resolve_device(id, core, fault))
 }
 
 fn resolve_cpu(core: &dyn Upcalls, va: VirtAddr, access: Access) -> Result<VirtAddr, FaultError> {

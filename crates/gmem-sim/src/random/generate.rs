@@ -205,7 +205,7 @@ impl Generator {
     fn discard(&mut self, model: &Model, wild: bool) -> Op {
         let run = self.run(model, wild);
         // What discarding a pinned page means is left open, and the model cannot follow what is open.
-        if model.is_pinned(&run) { Op::Unpin(run) } else { Op::Discard(run) }
+        if model.is_pinned(&run) { self.unpin(model) } else { Op::Discard(run) }
     }
 
     /// Takes a pin back from the first run of pinned pages, if there is one.
@@ -216,6 +216,7 @@ impl Generator {
                 return Op::Unpin(PageRun { space, first, count: 1 });
             }
         }
-        Op::Unpin(self.short_run(model))
+        // A run of which some pages are pinned would lose some pins and be refused: one page at a time.
+        Op::Unpin(PageRun { count: 1, ..self.short_run(model) })
     }
 }

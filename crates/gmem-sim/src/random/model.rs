@@ -11,6 +11,8 @@ struct Page {
     prot: Option<Prot>,
     /// Its content; none is all zeros.
     bytes: Option<Box<[u8]>>,
+    /// A discard that was refused may have discarded it or not: its content if so.
+    discarded: Option<Option<Box<[u8]>>>,
     pins: u32,
 }
 
@@ -80,8 +82,7 @@ impl Model {
 
     /// What these bytes must be.
     pub fn bytes(&self, spot: &Spot) -> Vec<u8> {
-        let (from, to) = (spot.offset as usize, (spot.offset + spot.len) as usize);
-        self.pages[spot.space][spot.page as usize].bytes.as_ref().map_or_else(|| vec![0; to - from], |bytes| bytes[from..to].to_vec())
+        part(self.pages[spot.space][spot.page as usize].bytes.as_deref(), spot)
     }
 
     fn run(&self, run: &PageRun) -> &[Page] {
@@ -129,6 +130,7 @@ impl Model {
                 other => other,
             },
             Op::Prefetch(..) | Op::Pin(_) => Sense::Open,
+            Op::Unpin(run) if !self.is_pinned(run) => Sense::Open,
             Op::Unpin(run) => valid_if(self.run(run).iter().all(|page| page.pins > 0)),
             Op::CpuRead(spot) | Op::CpuWrite(spot, _) if !self.shape.spaces[spot.space].cpu_visible => Sense::Invalid,
             Op::CpuRead(spot) => self.sense_of_access(spot, Access::Read),
@@ -159,9 +161,17 @@ impl Model {
             Outcome::Refused(refusal @ (Refusal::NoRoom | Refusal::Failed)) if sense == Sense::Valid && !tolerance.failures => {
                 // With pages pinned everywhere there may be no room, and that is nobody's fault.
                 let excused = *refusal == Refusal::NoRoom && self.pages.iter().flatten().any(|page| page.pins > 0);
-                if excused { Ok(()) } else { Err(format!("it was refused ({refusal:?}), but nothing stood in its way")) }
+                if excused {
+                    self.refused(op);
+                    Ok(())
+                } else {
+                    Err(format!("it was refused ({refusal:?}), but nothing stood in its way"))
+                }
             }
-            Outcome::Refused(_) => Ok(()),
+            Outcome::Refused(_) => {
+                self.refused(op);
+                Ok(())
+            }
             Outcome::Done | Outcome::Loaded(_) if sense == Sense::Invalid => Err("it was done, but is not allowed".into()),
             Outcome::Done => {
                 self.apply(op);
@@ -171,22 +181,33 @@ impl Model {
         }
     }
 
-    fn judge_bytes(&self, op: &Op, bytes: &[u8]) -> Result<(), String> {
+    fn judge_bytes(&mut self, op: &Op, bytes: &[u8]) -> Result<(), String> {
         let (Op::CpuRead(spot) | Op::DevRead(_, spot)) = op else { return Err("it loaded bytes, but is no load".into()) };
         let right = self.bytes(spot);
         if right.len() != bytes.len() {
             return Err(format!("it loaded {} bytes, not {}", bytes.len(), right.len()));
         }
-        match right.iter().zip(bytes).position(|(right, loaded)| right != loaded) {
-            None => Ok(()),
-            Some(at) => Err(format!(
-                "byte {:#x} of page {} of space {} is {:#04x}, but must be {:#04x}",
-                spot.offset + at as u64,
-                spot.page,
-                spot.space,
-                bytes[at],
-                right[at]
-            )),
+        let page = &mut self.pages[spot.space][spot.page as usize];
+        let discarded = page.discarded.as_ref().map(|content| part(content.as_deref(), spot) == bytes);
+        match (right.iter().zip(bytes).position(|(right, loaded)| right != loaded), discarded) {
+            (None, Some(false)) => page.discarded = None,
+            (None, _) => {}
+            (Some(_), Some(true)) => page.bytes = page.discarded.take().expect("it was just compared"),
+            (Some(at), _) => {
+                let (loaded, right, byte) = (bytes[at], right[at], spot.offset + at as u64);
+                let Spot { space, page, .. } = spot;
+                return Err(format!("byte {byte:#x} of page {page} of space {space} is {loaded:#04x}, but must be {right:#04x}"));
+            }
+        }
+        Ok(())
+    }
+
+    /// A call that was refused changed nothing that can be seen, with one exception: a discard may have come half-way.
+    fn refused(&mut self, op: &Op) {
+        if let Op::Discard(run) = op {
+            for page in self.run_mut(run).iter_mut().filter(|page| page.bytes.is_some()) {
+                page.discarded = Some(None);
+            }
         }
     }
 
@@ -202,9 +223,9 @@ impl Model {
             Op::CpuWrite(spot, fill) | Op::DevWrite(_, spot, fill) => self.store(spot, *fill),
             Op::Attach { space, device, mode, .. } => self.attached[*space][*device] = Some(*mode),
             Op::Detach(space, device) => self.attached[*space][*device] = None,
-            Op::Discard(run) => self.run_mut(run).iter_mut().for_each(|page| page.bytes = None),
+            Op::Discard(run) => self.run_mut(run).iter_mut().for_each(|page| (page.bytes, page.discarded) = (None, None)),
             Op::Pin(run) => self.run_mut(run).iter_mut().filter(|p| p.region.is_some()).for_each(|p| p.pins += 1),
-            Op::Unpin(run) => self.run_mut(run).iter_mut().for_each(|page| page.pins -= 1),
+            Op::Unpin(run) => self.run_mut(run).iter_mut().for_each(|page| page.pins = page.pins.saturating_sub(1)),
             Op::CpuRead(_) | Op::DevRead(..) | Op::Evict(..) | Op::Prefetch(..) | Op::Switch(..) => {}
         }
     }
@@ -212,8 +233,10 @@ impl Model {
     fn store(&mut self, spot: &Spot, fill: u8) {
         let size = self.shape.page_size.bytes() as usize;
         let page = &mut self.pages[spot.space][spot.page as usize];
-        let bytes = page.bytes.get_or_insert_with(|| vec![0; size].into_boxed_slice());
-        bytes[spot.offset as usize..(spot.offset + spot.len) as usize].copy_from_slice(&spot.bytes(fill));
+        for content in [Some(&mut page.bytes), page.discarded.as_mut()].into_iter().flatten() {
+            let bytes = content.get_or_insert_with(|| vec![0; size].into_boxed_slice());
+            bytes[spot.offset as usize..(spot.offset + spot.len) as usize].copy_from_slice(&spot.bytes(fill));
+        }
     }
 
     /// Loads that together look at every byte that can be looked at: by the CPU where it sees the address space, else by a device that is attached.
@@ -232,4 +255,10 @@ impl Model {
         }
         ops
     }
+}
+
+/// The bytes of a spot of a page with this content.
+fn part(content: Option<&[u8]>, spot: &Spot) -> Vec<u8> {
+    let (from, to) = (spot.offset as usize, (spot.offset + spot.len) as usize);
+    content.map_or_else(|| vec![0; to - from], |bytes| bytes[from..to].to_vec())
 }

@@ -1,6 +1,6 @@
 //! Running operations against a world and its model.
 
-use super::generate::{Generator, Weights};
+use super::generate::Generator;
 use super::model::{Model, Tolerance};
 use super::ops::{Op, Outcome, Shape};
 use std::fmt;
@@ -56,32 +56,25 @@ pub fn replay(world: &mut impl World, shape: &Shape, ops: &[Op], tolerance: Tole
     Ok(model)
 }
 
-/// Draws and runs `steps` operations on a fresh world, looking at every byte now and then and at the end. With a failure come the operations that led there;
-/// the last one is the one that failed.
+/// Draws and runs `steps` operations on a fresh world, looking at every byte now and then and before the last.
+///
+/// Each operation is added to `ops` before it is done, so that the list is there also when one panics; the last one is the one that failed.
 pub fn explore(
     world: &mut impl World,
     shape: &Shape,
-    weights: Weights,
-    seed: u64,
+    generator: &mut Generator,
     steps: usize,
     tolerance: Tolerance,
-) -> Result<Model, (Vec<Op>, Box<Failure>)> {
+    ops: &mut Vec<Op>,
+) -> Result<Model, Box<Failure>> {
     /// A sweep costs as much as an operation per page; this many operations lie between two.
     const SWEEP_EVERY: usize = 500;
     let mut model = Model::new(shape.clone());
-    let mut generator = Generator::new(seed, weights);
-    let mut ops = Vec::new();
-    while ops.len() < steps {
-        let op = generator.draw(&model);
-        let mut batch = vec![op];
-        if ops.len() % SWEEP_EVERY == SWEEP_EVERY - 1 || ops.len() + 1 == steps {
-            batch.extend(model.sweep());
-        }
-        for op in batch {
+    for drawn in 1..=steps {
+        let sweep = if drawn % SWEEP_EVERY == 0 || drawn == steps { model.sweep() } else { Vec::new() };
+        for op in sweep.into_iter().chain([generator.draw(&model)]) {
             ops.push(op);
-            if let Err(failure) = step(world, &mut model, &op, tolerance, ops.len() - 1) {
-                return Err((ops, failure));
-            }
+            step(world, &mut model, &op, tolerance, ops.len() - 1)?;
         }
     }
     Ok(model)

@@ -1,6 +1,6 @@
 //! A right world passes, and each kind of wrong one is found.
 
-use super::{Failure, Model, Op, Outcome, PageRun, Refusal, Shape, Spot, Tolerance, Weights, World, explore, replay, shrink};
+use super::{Failure, Generator, Model, Op, Outcome, PageRun, Refusal, Shape, Spot, Tolerance, Weights, World, explore, replay, shrink};
 use gmem_hal::{Access, Prot};
 
 /// What is wrong with a world.
@@ -153,15 +153,18 @@ impl World for Flat {
     }
 }
 
-fn run(defect: Defect, seed: u64, steps: usize) -> Result<Model, (Vec<Op>, Box<Failure>)> {
+fn run(defect: Defect, seed: u64, steps: usize) -> (Vec<Op>, Result<Model, Box<Failure>>) {
     let shape = Shape::standard();
-    explore(&mut Flat::new(&shape, defect), &shape, Weights::default(), seed, steps, Tolerance::default())
+    let mut generator = Generator::new(seed, Weights::default());
+    let mut ops = Vec::new();
+    let result = explore(&mut Flat::new(&shape, defect), &shape, &mut generator, steps, Tolerance::default(), &mut ops);
+    (ops, result)
 }
 
 #[test]
 fn a_right_world_passes() {
     for seed in 0..20 {
-        let model = run(Defect::None, seed, 3000).unwrap_or_else(|(_, failure)| panic!("seed {seed}: {failure}"));
+        let model = run(Defect::None, seed, 3000).1.unwrap_or_else(|failure| panic!("seed {seed}: {failure}"));
         assert!(!model.sweep().is_empty(), "seed {seed} ended with nothing mapped: nothing was tested");
     }
 }
@@ -170,7 +173,8 @@ fn a_right_world_passes() {
 fn every_defect_is_found_and_told_in_a_few_operations() {
     let shape = Shape::standard();
     for defect in DEFECTS {
-        let (ops, _) = (0..20).find_map(|seed| run(defect, seed, 3000).err()).unwrap_or_else(|| panic!("{defect:?} was not found"));
+        let found = (0..20).map(|seed| run(defect, seed, 3000)).find(|(_, result)| result.is_err());
+        let (ops, _) = found.unwrap_or_else(|| panic!("{defect:?} was not found"));
         let fails = |ops: &[Op]| replay(&mut Flat::new(&shape, defect), &shape, ops, Tolerance::default()).is_err();
         let short = shrink(ops, fails);
         assert!(short.len() <= 4, "{defect:?} takes {} operations: {short:#?}", short.len());
@@ -180,7 +184,7 @@ fn every_defect_is_found_and_told_in_a_few_operations() {
 #[test]
 fn a_seed_gives_one_list_of_operations() {
     let draw = |seed| {
-        let mut ops = run(Defect::RefusesValid, seed, 3000).unwrap_err().0;
+        let mut ops = run(Defect::None, seed, 50).0;
         ops.truncate(50);
         ops
     };
