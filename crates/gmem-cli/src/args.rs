@@ -51,7 +51,7 @@ Examples:
 
 /// One address space for the CPU and its accelerators, in user space, on an unmodified kernel.
 #[derive(Parser, Debug)]
-#[command(name = "gmem", version, after_help = TOP_EXAMPLES, arg_required_else_help = true)]
+#[command(name = "gmem", version, after_help = TOP_EXAMPLES, arg_required_else_help = true, disable_help_subcommand = true)]
 pub(crate) struct Cli {
     #[command(subcommand)]
     pub(crate) command: Command,
@@ -60,7 +60,7 @@ pub(crate) struct Cli {
 #[derive(Subcommand, Debug)]
 pub(crate) enum Command {
     /// Run a workload on a device and check its result
-    #[command(after_help = RUN_EXAMPLES, subcommand_value_name = "WORKLOAD", subcommand_help_heading = "Workloads")]
+    #[command(after_help = RUN_EXAMPLES, subcommand_value_name = "WORKLOAD", subcommand_help_heading = "Workloads", disable_help_subcommand = true)]
     Run(RunArgs),
     /// Say what this machine can do, and what follows
     #[command(after_help = PROBE_EXAMPLES)]

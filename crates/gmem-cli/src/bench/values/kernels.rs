@@ -1,0 +1,41 @@
+//! Kernels that touch a page.
+
+use crate::kernel::{Grid, kernel};
+use std::time::Instant;
+
+kernel!(TOUCH = "bench-touch", |grid, args| {
+    // SAFETY: launched by `super::faults` alone, with the address of a writable byte.
+    unsafe { touch(grid, args[0]) }
+});
+
+kernel!(TOUCH_TIMED = "bench-touch-timed", |grid, args| {
+    // SAFETY: launched by `super::faults` alone, with the addresses of a writable byte and a writable number.
+    unsafe { touch_timed(grid, args[0], args[1]) }
+});
+
+/// # Safety
+/// `at` is the address of a writable byte.
+unsafe fn touch(grid: Grid, at: u64) {
+    if grid.worker == 0 {
+        let byte = std::ptr::with_exposed_provenance_mut::<u8>(at as usize);
+        // SAFETY: as the caller vouches; one core does it.
+        unsafe { byte.write_volatile(byte.read_volatile().wrapping_add(1)) };
+    }
+}
+
+/// Touches and writes down how long the access took, in nanoseconds.
+///
+/// # Safety
+/// `at` is the address of a writable byte, `nanoseconds` that of a writable number.
+unsafe fn touch_timed(grid: Grid, at: u64, nanoseconds: u64) {
+    if grid.worker == 0 {
+        let nanoseconds = std::ptr::with_exposed_provenance_mut::<u64>(nanoseconds as usize);
+        // SAFETY: as the caller vouches. Written to first, so that its own fault is not in the time.
+        unsafe { nanoseconds.write_volatile(0) };
+        let started = Instant::now();
+        // SAFETY: as the caller vouches.
+        unsafe { touch(grid, at) };
+        // SAFETY: as above.
+        unsafe { nanoseconds.write_volatile(started.elapsed().as_nanos() as u64) };
+    }
+}
