@@ -12,7 +12,7 @@ mod measure;
 mod output;
 mod progress;
 mod report;
-//mod run;
+mod run;
 mod setup;
 mod size;
 mod workloads;
@@ -29,7 +29,7 @@ fn main() -> ExitCode {
         Err(error) => return refuse(&error),
     };
     let result = match &cli.command {
-        Command::Run(_) => Ok(()),
+        Command::Run(args) => run::run(args),
         Command::Probe(_) => Ok(()),
         Command::Bench(args) => bench::bench(args),
         Command::BenchOther => bench::other_process(),

@@ -52,10 +52,10 @@ fn measured(
 ) -> Result<Report, Failure> {
     let mut speed = CopySpeed::new(machine);
     speed.sample()?;
-    let unified = Unified::open(setup, needs)?;
+    let unified = Unified::open(setup, setup.space(needs)?)?;
     let started = Instant::now();
     let done = work(&unified)?;
-    let counters = unified.counters();
+    let counters = unified.counters()?;
     let managed = unified.bytes_managed();
     drop(unified);
     speed.sample()?;

@@ -86,6 +86,14 @@ impl Setup {
         Ok(Self { device, mode, device_memory, page_size, cores, replay: !common.no_replay, backing, delivery })
     }
 
+    /// The bytes of address space the buffers take, with room for each to begin on a boundary of the largest page.
+    pub(crate) fn space(&self, needs: &Needs) -> Result<u64, Failure> {
+        let largest = PageSize::Size2M;
+        sum_of_pages(&needs.buffers, largest)
+            .and_then(|bytes| bytes.checked_add(largest.bytes()))
+            .ok_or_else(|| Failure::Usage("the data would take more than 2^64 bytes; use less data".to_owned()))
+    }
+
     /// How many bytes one launch may name, if the launches have to name their memory and hold it in device memory all at once.
     pub(crate) fn held_at_once(&self) -> Option<u64> {
         (!self.replay && self.mode == Mode::CoherentExclusive).then_some(self.device_memory)
@@ -198,7 +206,7 @@ fn device_memory(device: DeviceKind, asked: Option<u64>, default: u64, page: Pag
     if bytes < page.bytes() {
         return refuse(format!("smaller than one page of {page}; the least is {page}, or use a smaller --page-size"));
     }
-    if bytes % page.bytes() != 0 {
+    if !bytes.is_multiple_of(page.bytes()) {
         return refuse(format!("not a multiple of the page size {page}; {} would be", multiple(bytes)));
     }
     if bytes > machine.total {

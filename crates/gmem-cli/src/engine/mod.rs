@@ -4,9 +4,11 @@
 
 mod args;
 mod plain;
+mod unified;
 
 pub(crate) use args::{Args, Touched};
 pub(crate) use plain::Plain;
+pub(crate) use unified::Unified;
 
 use crate::failure::Failure;
 use crate::kernel::Kernel;

@@ -115,7 +115,7 @@ extern "C" fn resolve(_signal: i32, info: *mut libc::siginfo_t, _context: *mut c
     // SAFETY: the kernel passes a valid `siginfo_t` for SIGSEGV, whose address is set.
     let address = unsafe { (*info).si_addr() }.addr();
     let found = STATE.get().and_then(|state| Some((state, state.window.find(address)?)));
-    if !found.is_some_and(|(state, page)| state.fault(page).is_ok()) {
+    if found.is_none_or(|(state, page)| state.fault(page).is_err()) {
         // SAFETY: the default action is a valid one; the access is then tried again and ends the process.
         unsafe { libc::signal(libc::SIGSEGV, libc::SIG_DFL) };
     }

@@ -22,7 +22,8 @@ impl<'e, E: Engine> CpuFault<'e, E> {
 impl<E: Engine> Timed for CpuFault<'_, E> {
     fn once(&mut self) -> Result<f64, Failure> {
         let page = self.pages.next();
-        touch_on_device(self.engine, page)?;
+        let len = page.len();
+        touch_on_device(self.engine, page, len)?;
         let started = Instant::now();
         touch_here(page);
         Ok(started.elapsed().as_nanos() as f64)
@@ -82,10 +83,11 @@ impl<E: Engine> Pages<E> {
     }
 }
 
-/// Has the device write to the page, which brings it there.
-pub(crate) fn touch_on_device<E: Engine>(engine: &E, page: &mut [u8]) -> Result<(), Failure> {
-    // SAFETY: the argument of `TOUCH` is a writable byte.
-    unsafe { engine.launch(&TOUCH, Args::new().write(page)) }
+/// Has the device write to every page of `memory`, which brings it there.
+pub(crate) fn touch_on_device<E: Engine>(engine: &E, memory: &mut [u8], page: usize) -> Result<(), Failure> {
+    let len = memory.len();
+    // SAFETY: the arguments of `TOUCH` are writable memory, its length, and the distance between touches.
+    unsafe { engine.launch(&TOUCH, Args::new().write(memory).number(len).number(page)) }
 }
 
 /// Writes to the page on the CPU, in a way the compiler cannot leave out.

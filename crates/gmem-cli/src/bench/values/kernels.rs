@@ -4,8 +4,8 @@ use crate::kernel::{Grid, kernel};
 use std::time::Instant;
 
 kernel!(TOUCH = "bench-touch", |grid, args| {
-    // SAFETY: launched by `super::faults` alone, with the address of a writable byte.
-    unsafe { touch(grid, args[0]) }
+    // SAFETY: launched by `super::faults` alone, with writable memory of this length.
+    unsafe { touch(grid, args[0], args[1] as usize, args[2] as usize) }
 });
 
 kernel!(TOUCH_TIMED = "bench-touch-timed", |grid, args| {
@@ -13,13 +13,18 @@ kernel!(TOUCH_TIMED = "bench-touch-timed", |grid, args| {
     unsafe { touch_timed(grid, args[0], args[1]) }
 });
 
+/// Writes to a byte in every `stride` bytes of memory, in a way the compiler cannot leave out.
+///
 /// # Safety
-/// `at` is the address of a writable byte.
-unsafe fn touch(grid: Grid, at: u64) {
-    if grid.worker == 0 {
-        let byte = std::ptr::with_exposed_provenance_mut::<u8>(at as usize);
-        // SAFETY: as the caller vouches; one core does it.
-        unsafe { byte.write_volatile(byte.read_volatile().wrapping_add(1)) };
+/// `start` is the address of `len` writable bytes.
+unsafe fn touch(grid: Grid, start: u64, len: usize, stride: usize) {
+    let start = std::ptr::with_exposed_provenance_mut::<u8>(start as usize);
+    for at in (grid.worker * stride..len).step_by(grid.workers * stride) {
+        // SAFETY: `at < len`, and each byte is one core's.
+        unsafe {
+            let byte = start.add(at);
+            byte.write_volatile(byte.read_volatile().wrapping_add(1));
+        }
     }
 }
 
@@ -34,7 +39,7 @@ unsafe fn touch_timed(grid: Grid, at: u64, nanoseconds: u64) {
         unsafe { nanoseconds.write_volatile(0) };
         let started = Instant::now();
         // SAFETY: as the caller vouches.
-        unsafe { touch(grid, at) };
+        unsafe { touch(Grid { worker: 0, workers: 1 }, at, 1, 1) };
         // SAFETY: as above.
         unsafe { nanoseconds.write_volatile(started.elapsed().as_nanos() as u64) };
     }
