@@ -1,0 +1,147 @@
+//! Faults of kernels, as the processor reports them.
+
+use super::{Device, device, ring, worker};
+use crate::shm::{fault, launch};
+use crate::wait::{Bell, Deadline, Patience};
+use crate::{codec, faults};
+use gmem_hal::FaultError;
+use libc::{c_int, c_void, siginfo_t};
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+/// Installs the handler for what a kernel can do wrong, and unblocks those signals. They run on the workers' alternate stacks.
+pub(super) fn install() -> bool {
+    [libc::SIGSEGV, libc::SIGBUS, libc::SIGILL, libc::SIGFPE].into_iter().all(|signal| {
+        // SAFETY: the structure is plain data, zero is a valid value of every field, and the handler has the signature SA_SIGINFO asks for.
+        unsafe {
+            let mut action: libc::sigaction = std::mem::zeroed();
+            action.sa_sigaction = handler as *const () as usize;
+            action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK | libc::SA_RESTART;
+            libc::sigfillset(&mut action.sa_mask);
+            libc::sigaction(signal, &action, std::ptr::null_mut()) == 0
+        }
+    })
+}
+
+extern "C" fn handler(signal: c_int, info: *mut siginfo_t, context: *mut c_void) {
+    let (Some(device), Some(me)) = (device(), worker::current()) else { return give_up(signal) };
+    // SAFETY: the kernel passes a valid siginfo to a handler installed with SA_SIGINFO.
+    let (code, address) = unsafe { ((*info).si_code, (*info).si_addr() as u64) };
+    if code <= 0 {
+        return give_up(signal); // sent by somebody, not caused by the kernel's access
+    }
+    let inside = (device.config.window_start..device.config.window_end).contains(&address);
+    // SEGV_MAPERR or SEGV_ACCERR; BUS_ADRERR is an absent page (see `window`). Others are memory errors and addresses that are none.
+    let absent = (signal == libc::SIGSEGV && (code == 1 || code == 2)) || (signal == libc::SIGBUS && code == libc::BUS_ADRERR);
+    if !(inside && absent) {
+        worker::end(device, me, launch::CRASHED, if code == 0x80 { 0 } else { address }, 0);
+    }
+    if !worker::may_replay(device, me) {
+        worker::end(device, me, launch::FAULT, address, codec::encode(Err(FaultError::NotMapped)));
+    }
+    // SAFETY: the kernel passes a valid ucontext to a handler installed with SA_SIGINFO.
+    let write = unsafe { wrote(context) };
+    let answer = ask(device, me, address, write);
+    if answer != 0 {
+        worker::end(device, me, launch::FAULT, address, answer);
+    }
+}
+
+/// This thread runs no kernel, so the fault is a defect of the device itself: let the default action end the process.
+fn give_up(signal: c_int) {
+    // SAFETY: restoring a default action is always valid; the faulting instruction runs again when we return, and ends the process.
+    unsafe { libc::signal(signal, libc::SIG_DFL) };
+}
+
+/// Whether the access that faulted was a store.
+///
+/// # Safety
+/// `context` is what the kernel passed to a signal handler.
+#[cfg(target_arch = "x86_64")]
+unsafe fn wrote(context: *mut c_void) -> bool {
+    // SAFETY: by contract of this function it points to a ucontext.
+    let error = unsafe { (*context.cast::<libc::ucontext_t>()).uc_mcontext.gregs[libc::REG_ERR as usize] };
+    error & 2 != 0
+}
+
+/// Whether the access that faulted was a store: bit 6 (WnR) of the syndrome, which the kernel stores as a record of its own.
+///
+/// # Safety
+/// `context` is what the kernel passed to a signal handler.
+#[cfg(target_arch = "aarch64")]
+unsafe fn wrote(context: *mut c_void) -> bool {
+    const ESR_MAGIC: u32 = 0x4553_5201;
+    const RECORDS: usize = 4096;
+    // The reserved area follows the registers (31 general ones, sp, pc, pstate, the fault address) and is aligned to 16 bytes.
+    const START: usize = (8 + 31 * 8 + 3 * 8usize).next_multiple_of(16);
+    // SAFETY: by contract of this function it points to a ucontext.
+    let base = unsafe { (&raw const (*context.cast::<libc::ucontext_t>()).uc_mcontext).cast::<u8>() };
+    let mut at = 0;
+    while at + 16 <= RECORDS {
+        // SAFETY: the reserved area is RECORDS bytes long and `at + 16` stays in it.
+        let (magic, size, esr) = unsafe {
+            let record = base.add(START + at);
+            (
+                record.cast::<u32>().read_unaligned(),
+                record.add(4).cast::<u32>().read_unaligned(),
+                record.add(8).cast::<u64>().read_unaligned(),
+            )
+        };
+        match magic {
+            ESR_MAGIC => return esr & (1 << 6) != 0,
+            0 => break,
+            _ if size < 8 => break,
+            _ => at += size as usize,
+        }
+    }
+    true
+}
+
+/// Without knowledge of the processor every fault counts as a store, which asks for more than need be but never for too little.
+///
+/// # Safety
+/// None needed.
+#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+unsafe fn wrote(_context: *mut c_void) -> bool {
+    true
+}
+
+/// Asks the host to resolve a fault, and carries out the host's commands while it waits: the mapping that answers the fault is made by
+/// the very thread that needs it, which is awake. Returns the answer's code, zero for "try again".
+fn ask(device: &Device, me: usize, address: u64, write: bool) -> u64 {
+    let slot = device.shm.fault(me);
+    slot.va.store(address, Ordering::Relaxed);
+    slot.access.store(write.into(), Ordering::Relaxed);
+    slot.state.store(fault::POSTED, Ordering::SeqCst);
+    device.shm.drainers().fetch_add(1, Ordering::SeqCst);
+    let server = faults::bell_of(me, device.config.workers as usize);
+    Bell(device.shm.fault(server).host_bell).ring();
+    let mut patience = worker::patience(device, me, Duration::from_nanos(device.config.patience_ns));
+    let answered = || slot.state.load(Ordering::Acquire) == fault::ANSWERED;
+    loop {
+        let done = look(device, &mut patience, answered);
+        // From here on nobody may rely on us; whoever did before is served by the look after it.
+        device.shm.drainers().fetch_sub(1, Ordering::SeqCst);
+        ring::drain(device);
+        if done {
+            break;
+        }
+        let mut once = Patience::new(Duration::ZERO);
+        Bell(slot.device_bell).wait(&mut once, Deadline::NEVER, || answered() || ring::pending(device));
+        device.shm.drainers().fetch_add(1, Ordering::SeqCst);
+    }
+    worker::set_patience(device, me, patience);
+    let answer = slot.answer.load(Ordering::Relaxed);
+    slot.state.store(fault::IDLE, Ordering::Relaxed);
+    answer
+}
+
+/// Looks for the answer, serving the ring, until it is there or patience ends.
+fn look(device: &Device, patience: &mut Patience, answered: impl Fn() -> bool) -> bool {
+    patience.spin(&mut || {
+        if ring::pending(device) {
+            ring::drain(device);
+        }
+        answered()
+    })
+}

@@ -1,0 +1,212 @@
+//! Workers: the cores of the device. Each runs its part of every launch, in order.
+//!
+//! **A worker whose access cannot be resolved is ended, not rescued.** Unwinding or jumping out of a signal handler would skip destructors of the kernel's frames
+//! that the optimizer relies on; so the thread exits right there, inside the handler, the command thread frees its stack and
+//! starts another worker in its place, and the launch ends with the error. The context stays usable.
+
+use super::Device;
+use crate::kernel::{Grid, KERNELS, MAX_ARGS};
+use crate::shm::{MAX_CORES, launch};
+use crate::wait::{Bell, Deadline, Patience};
+use libc::c_void;
+use std::cell::Cell;
+use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::time::Duration;
+
+/// Stack of a worker, in bytes; only what is touched exists.
+const STACK: usize = 8 << 20;
+/// Alternate stack of a worker, for the handler, in bytes.
+const ALT_STACK: usize = 64 << 10;
+/// How long a worker looks for the next launch, or for its siblings to finish this one.
+const LAUNCH_PATIENCE: Duration = Duration::from_micros(20);
+
+/// What all workers share about the launch under way.
+pub(super) struct Crew {
+    workers: u32,
+    /// Workers that have not finished their part.
+    remaining: AtomicU32,
+    /// Launches finished by all, wrapping.
+    completed: AtomicU32,
+    completed_bell: AtomicU32,
+    /// Whether some worker has recorded how this launch failed.
+    failed: AtomicU32,
+}
+
+impl Crew {
+    pub(super) fn new(workers: u32) -> Self {
+        Self {
+            workers,
+            remaining: AtomicU32::new(workers),
+            completed: AtomicU32::new(0),
+            completed_bell: AtomicU32::new(0),
+            failed: AtomicU32::new(0),
+        }
+    }
+}
+
+/// One worker's own record.
+#[derive(Default)]
+pub(super) struct Worker {
+    /// The thread, for joining it.
+    thread: AtomicU64,
+    alt_stack: AtomicUsize,
+    /// The launch it runs.
+    launch: AtomicU32,
+    /// 1 once the thread has decided to exit.
+    ended: AtomicU32,
+    /// What it learned about waiting for faults, in nanoseconds; zero at first.
+    patience_ns: AtomicU64,
+}
+
+thread_local! {
+    /// The number of this worker plus one. Plain data in the executable's own thread-local storage, so a signal handler may read it.
+    static ME: Cell<usize> = const { Cell::new(0) };
+}
+
+/// The worker that runs in this thread.
+pub(super) fn current() -> Option<usize> {
+    ME.get().checked_sub(1)
+}
+
+pub(super) fn patience(device: &Device, me: usize, longest: Duration) -> Patience {
+    match device.workers[me].patience_ns.load(Ordering::Relaxed) {
+        0 => Patience::new(longest),
+        learned => Patience::new(longest).shortened_to(learned),
+    }
+}
+
+pub(super) fn set_patience(device: &Device, me: usize, patience: Patience) {
+    device.workers[me].patience_ns.store(patience.current_ns(), Ordering::Relaxed);
+}
+
+/// Whether faults of the launch that `me` runs go to the host.
+pub(super) fn may_replay(device: &Device, me: usize) -> bool {
+    let index = device.workers[me].launch.load(Ordering::Relaxed);
+    device.shm.launch(index).replay.load(Ordering::Relaxed) != 0
+}
+
+/// Starts worker `me`, whose first launch is number `next`. Only the command thread starts workers.
+pub(super) fn start(device: &'static Device, me: usize, next: u32) -> bool {
+    let worker = &device.workers[me];
+    worker.launch.store(next, Ordering::Relaxed);
+    worker.ended.store(0, Ordering::SeqCst);
+    // SAFETY: anonymous memory at an address of the kernel's choice.
+    let stack = unsafe {
+        libc::mmap(std::ptr::null_mut(), ALT_STACK, libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, -1, 0)
+    };
+    if stack == libc::MAP_FAILED {
+        return false;
+    }
+    worker.alt_stack.store(stack as usize, Ordering::Relaxed);
+    let mut thread: libc::pthread_t = 0;
+    // SAFETY: the attributes are initialized before use and destroyed after; the thread gets a plain number and reaches the device by the static.
+    let created = unsafe {
+        let mut attributes: libc::pthread_attr_t = std::mem::zeroed();
+        libc::pthread_attr_init(&mut attributes) == 0
+            && libc::pthread_attr_setstacksize(&mut attributes, STACK) == 0
+            && libc::pthread_create(&mut thread, &attributes, main, me as *mut c_void) == 0
+            && libc::pthread_attr_destroy(&mut attributes) == 0
+    };
+    worker.thread.store(thread as u64, Ordering::Relaxed);
+    created
+}
+
+/// Whether a worker waits to be replaced.
+pub(super) fn any_ended(device: &Device) -> bool {
+    device.workers[..device.config.workers as usize].iter().any(|w| w.ended.load(Ordering::SeqCst) != 0)
+}
+
+/// Frees what ended workers leave and starts others in their place.
+pub(super) fn replace_ended(device: &'static Device) {
+    for me in 0..device.config.workers as usize {
+        let worker = &device.workers[me];
+        if worker.ended.load(Ordering::SeqCst) == 0 {
+            continue;
+        }
+        // SAFETY: the thread was created joinable, is joined once, and has decided to exit, so the join returns; the alternate stack
+        // is its own, and after the join nothing runs on it.
+        unsafe {
+            libc::pthread_join(worker.thread.load(Ordering::Relaxed) as libc::pthread_t, std::ptr::null_mut());
+            libc::munmap(worker.alt_stack.load(Ordering::Relaxed) as *mut c_void, ALT_STACK);
+        }
+        if !start(device, me, worker.launch.load(Ordering::Relaxed).wrapping_add(1)) {
+            super::entry::exit(71); // a device without its cores is no device; the host sees it die
+        }
+    }
+}
+
+extern "C" fn main(me: *mut c_void) -> *mut c_void {
+    let me = me as usize;
+    let Some(device) = super::device() else { return std::ptr::null_mut() };
+    ME.set(me + 1);
+    let alt = libc::stack_t { ss_sp: device.workers[me].alt_stack.load(Ordering::Relaxed) as *mut c_void, ss_flags: 0, ss_size: ALT_STACK };
+    // SAFETY: the memory is this worker's own and lives until it was joined.
+    unsafe { libc::sigaltstack(&alt, std::ptr::null_mut()) };
+    let mut next = device.workers[me].launch.load(Ordering::Relaxed);
+    let mut patience = Patience::new(LAUNCH_PATIENCE);
+    loop {
+        Bell(&device.crew.completed_bell).wait(&mut patience, Deadline::NEVER, || device.crew.completed.load(Ordering::Acquire) == next);
+        Bell(device.shm.launch_bell()).wait(&mut patience, Deadline::NEVER, || device.shm.launch_head().load(Ordering::Acquire) != next);
+        device.workers[me].launch.store(next, Ordering::Relaxed);
+        if !run_part(device, me, next) {
+            fail(device, next, launch::CRASHED, 0, 0);
+        }
+        arrive(device, next);
+        next = next.wrapping_add(1);
+    }
+}
+
+/// Runs the kernel of launch `index` as worker `me`. False if it panicked or does not exist.
+fn run_part(device: &Device, me: usize, index: u32) -> bool {
+    let slot = device.shm.launch(index);
+    let nargs = (slot.nargs.load(Ordering::Relaxed) as usize).min(MAX_ARGS);
+    let args: [u64; MAX_ARGS] = std::array::from_fn(|i| device.shm.launch_arg(index, i).load(Ordering::Relaxed));
+    let Some(kernel) = KERNELS.get(slot.kernel.load(Ordering::Relaxed) as usize) else { return false };
+    let grid = Grid { worker: me, workers: device.crew.workers as usize };
+    // SAFETY: whoever launched the kernel passed the arguments it was written for; that is the contract of `Kernel::run`.
+    std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| unsafe { (kernel.run)(grid, &args[..nargs]) })).is_ok()
+}
+
+/// Records how launch `index` failed, unless another worker did already. Async-signal-safe.
+fn fail(device: &Device, index: u32, status: u32, va: u64, code: u64) {
+    if device.crew.failed.swap(status, Ordering::AcqRel) == 0 {
+        let slot = device.shm.launch(index);
+        slot.va.store(va, Ordering::Relaxed);
+        slot.code.store(code, Ordering::Relaxed);
+        slot.status.store(status, Ordering::Release);
+    }
+}
+
+/// This worker's part of launch `index` is over; the last one ends the launch. Async-signal-safe.
+fn arrive(device: &Device, index: u32) {
+    let crew = &device.crew;
+    if crew.remaining.fetch_sub(1, Ordering::AcqRel) != 1 {
+        return;
+    }
+    if crew.failed.swap(0, Ordering::AcqRel) == 0 {
+        device.shm.launch(index).status.store(launch::OK, Ordering::Relaxed);
+    }
+    crew.remaining.store(crew.workers, Ordering::Relaxed);
+    device.shm.launch_done().store(index.wrapping_add(1), Ordering::SeqCst);
+    crew.completed.store(index.wrapping_add(1), Ordering::SeqCst);
+    Bell(device.shm.done_bell()).ring();
+    Bell(&crew.completed_bell).ring();
+}
+
+/// Ends worker `me` inside its signal handler: its launch failed. Async-signal-safe.
+pub(super) fn end(device: &Device, me: usize, status: u32, va: u64, code: u64) -> ! {
+    let worker = &device.workers[me];
+    let index = worker.launch.load(Ordering::Relaxed);
+    fail(device, index, status, va, code);
+    // First the replacement, then the end of the launch: whoever waits for the launch may look for the new worker at once.
+    worker.ended.store(1, Ordering::SeqCst);
+    Bell(device.shm.command_bell()).ring();
+    arrive(device, index);
+    loop {
+        // SAFETY: `exit` ends this thread only. Its stack is freed by the command thread after a join, which waits for the kernel to clear
+        // the thread's id at the very end; nothing borrows from that stack, by the contract of `Kernel::run`.
+        unsafe { libc::syscall(libc::SYS_exit, 0) };
+    }
+}
+
+const _: () = assert!(MAX_CORES >= 1);

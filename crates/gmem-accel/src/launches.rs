@@ -1,0 +1,93 @@
+//! Launches of one context, as the host keeps them: which records of the shared memory are in use, and by which launch.
+
+use crate::codec;
+use crate::context::Context;
+use crate::kernel::MAX_ARGS;
+use crate::shm::{LAUNCHES, launch};
+use crate::wait::{Bell, Deadline, Lock, Patience};
+use gmem_hal::{DeviceError, FaultError, LaunchError, VirtAddr};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::time::Duration;
+
+/// How long a thread looks for the end of a launch before it sleeps.
+const PATIENCE: Duration = Duration::from_micros(20);
+
+/// The host's own account of launches.
+pub(crate) struct Launches {
+    /// Held to start. (L)
+    lock: Lock,
+    /// Launches started, wrapping. Written under L.
+    head: AtomicU32,
+    /// Records whose launch was started and not yet waited for. Set under L.
+    used: [AtomicBool; LAUNCHES],
+}
+
+impl Default for Launches {
+    fn default() -> Self {
+        Self { lock: Lock::default(), head: AtomicU32::new(0), used: [const { AtomicBool::new(false) }; LAUNCHES] }
+    }
+}
+
+impl Launches {
+    /// Starts kernel number `kernel`. Returns the launch's number. Up to 256 launches can be started and not waited for; then
+    /// the device has no room.
+    pub(crate) fn start(&self, context: &Context, kernel: usize, args: &[u64], replay: bool) -> Result<u32, LaunchError> {
+        if args.len() > MAX_ARGS {
+            return Err(LaunchError::BadRequest);
+        }
+        // The slice may lie in unified memory: it is read before the lock is taken.
+        let mut copy = [0; MAX_ARGS];
+        copy[..args.len()].copy_from_slice(args);
+        let _held = self.lock.lock();
+        if context.is_dead() {
+            return Err(LaunchError::Device(DeviceError::Dead));
+        }
+        if context.failed.load(Ordering::SeqCst) {
+            return Err(LaunchError::Device(DeviceError::NoAnswer));
+        }
+        let index = self.head.load(Ordering::Relaxed);
+        if self.used[index as usize % LAUNCHES].swap(true, Ordering::AcqRel) {
+            return Err(LaunchError::Device(DeviceError::NoMemory));
+        }
+        let slot = context.shm.launch(index);
+        slot.status.store(launch::RUNNING, Ordering::Relaxed);
+        slot.kernel.store(kernel as u32, Ordering::Relaxed);
+        slot.nargs.store(args.len() as u32, Ordering::Relaxed);
+        slot.replay.store(replay.into(), Ordering::Relaxed);
+        for (i, arg) in copy.into_iter().enumerate() {
+            context.shm.launch_arg(index, i).store(arg, Ordering::Relaxed);
+        }
+        self.head.store(index.wrapping_add(1), Ordering::SeqCst);
+        context.shm.launch_head().store(index.wrapping_add(1), Ordering::SeqCst);
+        Bell(context.shm.launch_bell()).ring();
+        Ok(index)
+    }
+
+    /// Waits for launch `index` to end, and forgets it.
+    pub(crate) fn wait(&self, context: &Context, index: u32) -> Result<(), LaunchError> {
+        let started = self.head.load(Ordering::SeqCst).wrapping_sub(index);
+        let used = &self.used[index as usize % LAUNCHES];
+        if started == 0 || started > LAUNCHES as u32 || !used.load(Ordering::Acquire) {
+            return Err(LaunchError::BadRequest);
+        }
+        let ended = || context.shm.launch_done().load(Ordering::SeqCst).wrapping_sub(index) as i32 > 0;
+        Bell(context.shm.done_bell()).wait(&mut Patience::new(PATIENCE), Deadline::NEVER, || ended() || context.is_dead());
+        let result = if ended() { outcome(context, index) } else { Err(LaunchError::Device(DeviceError::Dead)) };
+        used.store(false, Ordering::Release);
+        result
+    }
+}
+
+/// What the device says of a launch that ended; copied, then checked.
+fn outcome(context: &Context, index: u32) -> Result<(), LaunchError> {
+    let slot = context.shm.launch(index);
+    let va = VirtAddr::new(slot.va.load(Ordering::Relaxed));
+    match slot.status.load(Ordering::Acquire) {
+        launch::OK => Ok(()),
+        launch::FAULT => {
+            let error = codec::decode(slot.code.load(Ordering::Relaxed)).unwrap_or(FaultError::Device(DeviceError::BadRequest));
+            Err(LaunchError::Fault { va, error })
+        }
+        _ => Err(LaunchError::Crashed(va)),
+    }
+}

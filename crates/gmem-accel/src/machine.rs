@@ -1,0 +1,172 @@
+//! What a discrete accelerator is made of, from its start to its end.
+
+use crate::builder::Builder;
+use crate::context::Context;
+use crate::copy;
+use crate::dram::Dram;
+use crate::keeper::{Hooks, Keeper};
+use crate::table::Table;
+use gmem_hal::{ByteLen, Capabilities, DeviceError, DeviceInfo, HnodeId, PhysRange, PmapId};
+use rustix::io::Errno;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+
+/// The machine inside a [`crate::Discrete`]: its MMU, copy engine, cores and peer are implemented on it.
+pub(crate) struct Machine {
+    pub(crate) info: DeviceInfo,
+    pub(crate) spec: Builder,
+    pub(crate) table: Table,
+    on: OnceLock<On>,
+    /// The hnode of its memory, [`NO_HNODE`] before it was registered.
+    hnode: AtomicU32,
+}
+
+/// What exists once the core has started the device.
+pub(crate) struct On {
+    core_key: usize,
+    dram: Dram,
+    pub(crate) keeper: Arc<Keeper>,
+    pub(crate) max_maps: u64,
+    pub(crate) peer: crate::peer::Pool,
+}
+
+const NO_HNODE: u32 = u32::MAX;
+
+/// Every device has a cookie of its own: its tables live in its own processes, so it can share them with no other device.
+static NEXT_COOKIE: AtomicU64 = AtomicU64::new(1);
+
+impl Machine {
+    pub(crate) fn new(spec: Builder) -> Self {
+        let mut capabilities = Capabilities::empty();
+        capabilities.set(Capabilities::REPLAYABLE, spec.replay);
+        capabilities.set(Capabilities::PEER, spec.peer);
+        let info = DeviceInfo {
+            name: spec.name.clone(),
+            capabilities,
+            page_sizes: spec.page_sizes,
+            modes: spec.modes,
+            mmu_cookie: 0x6763_0000_0000_0000 | NEXT_COOKIE.fetch_add(1, Ordering::Relaxed),
+        };
+        Self { info, spec, table: Table::new(), on: OnceLock::new(), hnode: AtomicU32::new(NO_HNODE) }
+    }
+
+    /// The device's memory, to be registered with the core.
+    pub(crate) fn memory(&self) -> PhysRange {
+        PhysRange { begin: 0, end: self.spec.memory }
+    }
+
+    /// The process of a context, for tools that show or test it. `None` if there is no such context.
+    pub(crate) fn process(&self, pmap: PmapId) -> Option<u32> {
+        self.table.with(pmap, |c| c.facts.pid as u32)
+    }
+
+    /// The memory that the process of a context has resident, device memory included; a frame counts once. Reads `/proc`, so not for fault paths.
+    pub(crate) fn resident(&self, pmap: PmapId) -> Result<ByteLen, DeviceError> {
+        let pid = self.process(pmap).ok_or(DeviceError::BadRequest)?;
+        let statm = std::fs::read_to_string(format!("/proc/{pid}/statm")).map_err(|_| DeviceError::Dead)?;
+        let pages: u64 = statm.split_whitespace().nth(1).and_then(|n| n.parse().ok()).ok_or(DeviceError::Dead)?;
+        Ok(ByteLen(pages * rustix::param::page_size() as u64))
+    }
+
+    /// Takes memory and starts the keeper. `core_key` is the same for all devices of one core.
+    pub(crate) fn power_on(&self, core_key: usize, hooks: Hooks) -> Result<(), DeviceError> {
+        if self.on.get().is_some() {
+            return Err(DeviceError::BadRequest);
+        }
+        let (dram, fd) = Dram::create(self.spec.memory as usize).map_err(|e| match e {
+            Errno::NOSYS | Errno::PERM => DeviceError::Unsupported,
+            _ => DeviceError::NoMemory,
+        })?;
+        let max_maps = std::fs::read_to_string("/proc/sys/vm/max_map_count").ok().and_then(|s| s.trim().parse().ok()).unwrap_or(65_530);
+        let keeper = Keeper::start(hooks, fd)?;
+        let peer = crate::peer::Pool::new(self.spec.memory);
+        let refused = self.on.set(On { core_key, dram, keeper, max_maps, peer });
+        if let Err(on) = refused {
+            on.keeper.stop(self.spec.limit);
+            return Err(DeviceError::BadRequest);
+        }
+        Ok(())
+    }
+
+    /// Ends every process and thread of the device. Its memory stays until the device itself is dropped.
+    pub(crate) fn power_off(&self) {
+        let Some(on) = self.on.get() else { return };
+        if let Some(hnode) = self.registered() {
+            copy::withdraw(on.core_key, hnode);
+            self.hnode.store(NO_HNODE, Ordering::SeqCst);
+        }
+        on.keeper.stop(self.spec.limit);
+    }
+
+    /// What exists since the start; `BadRequest` before it.
+    pub(crate) fn on(&self) -> Result<&On, DeviceError> {
+        self.on.get().ok_or(DeviceError::BadRequest)
+    }
+
+    /// The memory became `hnode`.
+    pub(crate) fn set_hnode(&self, hnode: HnodeId, range: PhysRange) {
+        if let Some(on) = self.on.get()
+            && range == self.memory()
+        {
+            self.hnode.store(hnode.0.into(), Ordering::SeqCst);
+            copy::publish(on.core_key, hnode, on.dram.base(), on.dram.len());
+        }
+    }
+
+    fn registered(&self) -> Option<HnodeId> {
+        u16::try_from(self.hnode.load(Ordering::Acquire)).ok().map(HnodeId)
+    }
+
+    /// The hnode, base and length in bytes of the device's own memory, once registered.
+    pub(crate) fn own_memory(&self) -> Option<(HnodeId, usize, usize)> {
+        let on = self.on.get()?;
+        Some((self.registered()?, on.dram.base(), on.dram.len()))
+    }
+
+    /// Which core the device belongs to; 0 before its start.
+    pub(crate) fn core_key(&self) -> usize {
+        self.on.get().map_or(0, |on| on.core_key)
+    }
+
+    /// Stops the process of a context by force. `Ok` confirms that it is gone. Async-signal-safe.
+    pub(crate) fn stop_context(&self, pmap: PmapId) -> Result<(), DeviceError> {
+        let on = self.on()?;
+        let killed = self.table.with(pmap, |context| {
+            // The caller is told by the result; should it time out, the watcher tells.
+            context.expected.store(true, Ordering::SeqCst);
+            on.keeper.kill(context);
+            let gone = context.wait_dead(self.spec.limit);
+            if !gone {
+                context.expected.store(false, Ordering::SeqCst);
+            }
+            gone
+        });
+        match killed {
+            Some(true) => Ok(()),
+            Some(false) => Err(DeviceError::NoAnswer),
+            None => Err(DeviceError::BadRequest),
+        }
+    }
+
+    /// Calls `f` with the context `pmap`; `BadRequest` if there is none. A command that broke off asks for the process to be killed.
+    pub(crate) fn with<T>(&self, pmap: PmapId, f: impl FnOnce(&Context) -> Result<T, DeviceError>) -> Result<T, DeviceError> {
+        self.table
+            .with(pmap, |context| {
+                let result = f(context);
+                if result.is_err()
+                    && context.kill.load(Ordering::SeqCst)
+                    && let Ok(on) = self.on()
+                {
+                    on.keeper.ring();
+                }
+                result
+            })
+            .unwrap_or(Err(DeviceError::BadRequest))
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        self.power_off();
+    }
+}

@@ -1,0 +1,366 @@
+//! The memory that the host and one device process share: how it is laid out, and the only ways to touch it.
+//!
+//! The other side may change any byte at any time, so nothing here is ever a Rust reference to plain data: every field is an integer that is
+//! reached as an atomic, and what is read is copied first and checked then. The host never reads back what it must rely on; it keeps its own copy
+//! (the head of the ring, who owns which slot).
+//!
+//! ```text
+//! host -> device   config | ring of commands: head ........ | launches: head, records
+//! device -> host   ready  | tail, results, revoke_failed    | launches: done, records' status | one fault slot per worker
+//! bells            ready, command (device's), tail (host's), launch (device's), done (host's), per worker: fault (host's), answer (device's)
+//! ```
+
+use rustix::fd::AsFd;
+use rustix::mm::{MapFlags, ProtFlags};
+use std::sync::atomic::{AtomicU32, AtomicU64};
+
+/// The most workers a device can have.
+pub(crate) const MAX_CORES: usize = 64;
+/// Commands that can be under way at once; a power of two.
+pub(crate) const RING: usize = 512;
+/// Launches that can be started and not yet waited for, per context; a power of two.
+pub(crate) const LAUNCHES: usize = 256;
+/// The first word of the shared memory, "gmemacc" and a version.
+pub(crate) const MAGIC: u64 = 0x676d_656d_6163_6301;
+
+/// One command to the device's MMU or peer operating system. Plain numbers; never dereferenced as a whole.
+#[repr(C)]
+struct CommandLayout {
+    state: u32,
+    op: u32,
+    prot: u32,
+    result: u32,
+    va: u64,
+    len: u64,
+    frame: u64,
+    value: u64,
+}
+
+#[repr(C)]
+struct FaultLayout {
+    state: u32,
+    access: u32,
+    va: u64,
+    answer: u64,
+    host_bell: u32,
+    device_bell: u32,
+    _pad: [u64; 4],
+}
+
+#[repr(C)]
+struct LaunchLayout {
+    status: u32,
+    kernel: u32,
+    nargs: u32,
+    replay: u32,
+    va: u64,
+    code: u64,
+    args: [u64; crate::kernel::MAX_ARGS],
+}
+
+#[repr(C)]
+struct Layout {
+    config: [u64; Config::WORDS],
+    ready: u32,
+    ready_bell: u32,
+    head: u32,
+    _pad0: [u32; 13],
+    tail: u32,
+    tail_bell: u32,
+    revoke_failed: u32,
+    drainers: u32,
+    _pad1: [u32; 12],
+    command_bell: u32,
+    exit: u32,
+    launch_head: u32,
+    launch_bell: u32,
+    _pad2: [u32; 12],
+    launch_done: u32,
+    done_bell: u32,
+    _pad3: [u32; 14],
+    faults: [FaultLayout; MAX_CORES],
+    launches: [LaunchLayout; LAUNCHES],
+    commands: [CommandLayout; RING],
+}
+
+/// What the device process is told when it starts. The host writes it once, before the process exists.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Config {
+    pub(crate) window_start: u64,
+    pub(crate) window_end: u64,
+    pub(crate) dram_len: u64,
+    pub(crate) workers: u64,
+    /// Nanoseconds a worker looks for the answer to its fault before it sleeps.
+    pub(crate) patience_ns: u64,
+    /// `vm.max_map_count`.
+    pub(crate) max_maps: u64,
+    /// Whether the host's window was passed, and the offset in it of the first byte of the address space.
+    pub(crate) host: bool,
+    pub(crate) host_offset: u64,
+    /// Whether the process runs a peer operating system.
+    pub(crate) peer: bool,
+}
+
+impl Config {
+    const WORDS: usize = 10;
+
+    fn to_words(self) -> [u64; Self::WORDS] {
+        [
+            MAGIC,
+            self.window_start,
+            self.window_end,
+            self.dram_len,
+            self.workers,
+            self.patience_ns,
+            self.max_maps,
+            self.host.into(),
+            self.host_offset,
+            self.peer.into(),
+        ]
+    }
+
+    /// Decodes and checks; `None` if this is not the memory of a device.
+    fn from_words(w: [u64; Self::WORDS]) -> Option<Self> {
+        let config = Self {
+            window_start: w[1],
+            window_end: w[2],
+            dram_len: w[3],
+            workers: w[4],
+            patience_ns: w[5],
+            max_maps: w[6],
+            host: w[7] != 0,
+            host_offset: w[8],
+            peer: w[9] != 0,
+        };
+        let sane = config.window_start < config.window_end && (1..=MAX_CORES as u64).contains(&config.workers);
+        (w[0] == MAGIC && sane).then_some(config)
+    }
+}
+
+/// A mapping of the shared memory.
+pub(crate) struct Shared {
+    base: *mut Layout,
+}
+
+// SAFETY: the mapping lives until drop, is valid from any thread, and is only reached through atomics.
+unsafe impl Send for Shared {}
+// SAFETY: as above; concurrent atomic access is what atomics are for.
+unsafe impl Sync for Shared {}
+
+/// Makes an atomic of the `u32` at a field of the layout.
+macro_rules! word {
+    ($self:ident . $($field:tt)+) => {
+        // SAFETY: `base` is a live mapping of a whole `Layout` until `self` is dropped, the field lies inside it and is aligned by `repr(C)`,
+        // and no non-atomic access to it is ever made in this process.
+        unsafe { AtomicU32::from_ptr(&raw mut (*$self.base).$($field)+) }
+    };
+}
+
+/// The same for `u64`.
+macro_rules! long {
+    ($self:ident . $($field:tt)+) => {
+        // SAFETY: as for `word!`.
+        unsafe { AtomicU64::from_ptr(&raw mut (*$self.base).$($field)+) }
+    };
+}
+
+/// The fields of a command, as atomics.
+pub(crate) struct CommandSlot<'a> {
+    pub(crate) state: &'a AtomicU32,
+    pub(crate) op: &'a AtomicU32,
+    pub(crate) prot: &'a AtomicU32,
+    pub(crate) result: &'a AtomicU32,
+    pub(crate) va: &'a AtomicU64,
+    pub(crate) len: &'a AtomicU64,
+    pub(crate) frame: &'a AtomicU64,
+    pub(crate) value: &'a AtomicU64,
+}
+
+/// The fields of a worker's fault slot, as atomics.
+pub(crate) struct FaultSlot<'a> {
+    pub(crate) state: &'a AtomicU32,
+    pub(crate) access: &'a AtomicU32,
+    pub(crate) va: &'a AtomicU64,
+    pub(crate) answer: &'a AtomicU64,
+    pub(crate) host_bell: &'a AtomicU32,
+    pub(crate) device_bell: &'a AtomicU32,
+}
+
+/// The fields of a launch record, as atomics.
+pub(crate) struct LaunchSlot<'a> {
+    pub(crate) status: &'a AtomicU32,
+    pub(crate) kernel: &'a AtomicU32,
+    pub(crate) nargs: &'a AtomicU32,
+    pub(crate) replay: &'a AtomicU32,
+    pub(crate) va: &'a AtomicU64,
+    pub(crate) code: &'a AtomicU64,
+}
+
+impl Shared {
+    /// The size of the shared memory in bytes.
+    pub(crate) const LEN: usize = size_of::<Layout>().next_multiple_of(4096);
+
+    /// Maps `fd`, which holds at least [`Shared::LEN`] bytes and cannot shrink.
+    pub(crate) fn map(fd: impl AsFd) -> rustix::io::Result<Self> {
+        // SAFETY: a new mapping at an address of the kernel's choice overlaps nothing that exists.
+        let base =
+            unsafe { rustix::mm::mmap(std::ptr::null_mut(), Self::LEN, ProtFlags::READ | ProtFlags::WRITE, MapFlags::SHARED, fd, 0)? };
+        Ok(Self { base: base.cast() })
+    }
+
+    /// Writes the configuration. Before the device process exists.
+    pub(crate) fn set_config(&self, config: &Config) {
+        for (i, value) in config.to_words().into_iter().enumerate() {
+            long!(self.config[i]).store(value, std::sync::atomic::Ordering::SeqCst);
+        }
+    }
+
+    /// Reads the configuration, in the device process; `None` if there is none.
+    pub(crate) fn config(&self) -> Option<Config> {
+        Config::from_words(std::array::from_fn(|i| long!(self.config[i]).load(std::sync::atomic::Ordering::SeqCst)))
+    }
+
+    pub(crate) fn command(&self, index: u32) -> CommandSlot<'_> {
+        let i = index as usize % RING;
+        CommandSlot {
+            state: word!(self.commands[i].state),
+            op: word!(self.commands[i].op),
+            prot: word!(self.commands[i].prot),
+            result: word!(self.commands[i].result),
+            va: long!(self.commands[i].va),
+            len: long!(self.commands[i].len),
+            frame: long!(self.commands[i].frame),
+            value: long!(self.commands[i].value),
+        }
+    }
+
+    pub(crate) fn fault(&self, worker: usize) -> FaultSlot<'_> {
+        let i = worker % MAX_CORES;
+        FaultSlot {
+            state: word!(self.faults[i].state),
+            access: word!(self.faults[i].access),
+            va: long!(self.faults[i].va),
+            answer: long!(self.faults[i].answer),
+            host_bell: word!(self.faults[i].host_bell),
+            device_bell: word!(self.faults[i].device_bell),
+        }
+    }
+
+    pub(crate) fn launch(&self, index: u32) -> LaunchSlot<'_> {
+        let i = index as usize % LAUNCHES;
+        LaunchSlot {
+            status: word!(self.launches[i].status),
+            kernel: word!(self.launches[i].kernel),
+            nargs: word!(self.launches[i].nargs),
+            replay: word!(self.launches[i].replay),
+            va: long!(self.launches[i].va),
+            code: long!(self.launches[i].code),
+        }
+    }
+
+    pub(crate) fn launch_arg(&self, index: u32, arg: usize) -> &AtomicU64 {
+        long!(self.launches[index as usize % LAUNCHES].args[arg])
+    }
+}
+
+macro_rules! words {
+    ($($(#[$doc:meta])* $name:ident)*) => {
+        impl Shared {
+            $($(#[$doc])* pub(crate) fn $name(&self) -> &AtomicU32 { word!(self.$name) })*
+        }
+    };
+}
+
+words! {
+    /// Written by the device: one of [`ready`].
+    ready
+    ready_bell
+    /// Commands posted, wrapping. The host writes it from a copy of its own.
+    head
+    /// Commands done, wrapping.
+    tail
+    tail_bell
+    /// The device could not take access away: nonzero.
+    revoke_failed
+    /// Device threads that look at the ring right now and will look once more when they stop.
+    drainers
+    command_bell
+    /// The host asks the process to exit: nonzero.
+    exit
+    /// Launches posted, wrapping.
+    launch_head
+    launch_bell
+    /// Launches ended, wrapping.
+    launch_done
+    done_bell
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        // SAFETY: `base` came from `mmap` with this length, and every reference into it borrowed `self`.
+        let _ = unsafe { rustix::mm::munmap(self.base.cast(), Self::LEN) };
+    }
+}
+
+/// Values of [`Shared::ready`].
+pub(crate) mod ready {
+    pub(crate) const STARTING: u32 = 0;
+    pub(crate) const READY: u32 = 1;
+    /// The window's addresses are in use in this process: another one may have better luck.
+    pub(crate) const RANGE_TAKEN: u32 = 2;
+    pub(crate) const FAILED: u32 = 3;
+}
+
+/// Values of [`CommandSlot::state`].
+pub(crate) mod command {
+    pub(crate) const PENDING: u32 = 1;
+    pub(crate) const TAKEN: u32 = 2;
+    pub(crate) const DONE: u32 = 3;
+    /// The host gave up waiting before the device began.
+    pub(crate) const CANCELLED: u32 = 4;
+}
+
+/// Values of [`FaultSlot::state`].
+pub(crate) mod fault {
+    pub(crate) const IDLE: u32 = 0;
+    pub(crate) const POSTED: u32 = 1;
+    pub(crate) const ANSWERED: u32 = 2;
+}
+
+/// Values of [`LaunchSlot::status`].
+pub(crate) mod launch {
+    pub(crate) const RUNNING: u32 = 0;
+    pub(crate) const OK: u32 = 1;
+    /// `va` could not be resolved, `code` says why.
+    pub(crate) const FAULT: u32 = 2;
+    /// The kernel crashed at `va`.
+    pub(crate) const CRASHED: u32 = 3;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_configuration_survives_the_shared_memory_and_garbage_is_refused() {
+        let fd = rustix::fs::memfd_create("test", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
+        rustix::fs::ftruncate(&fd, Shared::LEN as u64).unwrap();
+        let (ours, theirs) = (Shared::map(&fd).unwrap(), Shared::map(&fd).unwrap());
+        assert_eq!(theirs.config(), None, "zeros are no configuration");
+        let config = Config {
+            window_start: 0x1000,
+            window_end: 0x3000,
+            dram_len: 4096,
+            workers: 2,
+            patience_ns: 5,
+            max_maps: 6,
+            host: true,
+            host_offset: 8,
+            peer: false,
+        };
+        ours.set_config(&config);
+        assert_eq!(theirs.config(), Some(config));
+        ours.set_config(&Config { workers: 1 + MAX_CORES as u64, ..config });
+        assert_eq!(theirs.config(), None, "more workers than fault slots");
+    }
+}

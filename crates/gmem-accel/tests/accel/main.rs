@@ -1,0 +1,7 @@
+//! Tests of the accelerators against a tiny pager in the place of the core.
+
+#[path = "../common/mod.rs"]
+mod common;
+
+mod exclusive;
+mod replicate;
