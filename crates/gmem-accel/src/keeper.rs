@@ -6,6 +6,7 @@
 
 use crate::context::{Context, Facts};
 use crate::faults;
+use crate::peer::Mirror;
 use crate::shm::Config;
 use crate::spawn;
 use crate::wait::{Bell, Deadline, Patience};
@@ -164,13 +165,14 @@ impl Keeper {
 
     /// Starts a process and the threads that serve it.
     fn make(self: &Arc<Self>, wish: &Wish, dram: &OwnedFd, kept: &mut Vec<Kept>) -> Result<Arc<Context>, DeviceError> {
+        let mirror = if wish.config.peer { Some(Mirror::new(wish.config.dram_len).ok_or(DeviceError::NoMemory)?) } else { None };
         let host = wish.facts.host.map(|window| borrow(window.handle));
         let started = spawn::spawn(&wish.config, dram.as_fd(), host).map_err(|e| match e {
             Errno::NOEXEC | Errno::NOENT | Errno::ACCESS => DeviceError::Unsupported,
             _ => DeviceError::NoMemory,
         })?;
         let facts = Facts { pid: started.pid.as_raw_nonzero().get(), ..wish.facts };
-        let context = Arc::new(Context::new(facts, started.shm));
+        let context = Arc::new(Context::new(facts, started.shm, mirror));
         let watched = rustix::io::fcntl_dupfd_cloexec(&started.pidfd, 0);
         kept.push(Kept { context: context.clone(), pidfd: started.pidfd, _socket: started.socket, killed: false });
         let result = watched.map_err(|_| DeviceError::NoMemory).and_then(|pidfd| self.serve(&context, pidfd));
@@ -188,6 +190,10 @@ impl Keeper {
             let (keeper, context) = (self.clone(), context.clone());
             self.thread("gmem-fault", move || faults::serve(&context, first, &keeper.hooks.resolve))?;
         }
+        if context.mirror.is_some() {
+            let (keeper, context) = (self.clone(), context.clone());
+            self.thread("gmem-evict", move || context.evictor.serve(&context, &keeper.hooks.evict))?;
+        }
         let (keeper, theirs) = (self.clone(), context.clone());
         self.thread("gmem-watch", move || keeper.watch(&theirs, &pidfd))
     }
@@ -200,11 +206,6 @@ impl Keeper {
         if !context.expected.load(Ordering::SeqCst) {
             (self.hooks.lost)(context.facts.pmap);
         }
-    }
-
-    /// The evictions a peer device asks for: see [`Hooks`].
-    pub(crate) fn hooks(&self) -> &Hooks {
-        &self.hooks
     }
 }
 
