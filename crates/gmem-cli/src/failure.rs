@@ -1,5 +1,6 @@
 //! How a command ends when it does not succeed.
 
+use gmem::Error;
 use std::fmt;
 use std::process::ExitCode;
 
@@ -40,3 +41,9 @@ impl fmt::Display for Failure {
 }
 
 impl std::error::Error for Failure {}
+
+impl From<Error> for Failure {
+    fn from(e: Error) -> Self {
+        Self::Failed(e.to_string())
+    }
+}

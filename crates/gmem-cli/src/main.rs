@@ -6,7 +6,6 @@ mod args;
 mod bench;
 mod engine;
 mod failure;
-mod kernel;
 mod machine;
 mod measure;
 mod output;

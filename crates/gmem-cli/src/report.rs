@@ -4,7 +4,7 @@ use crate::output;
 use crate::setup::Setup;
 use crate::workloads::backprop::Epoch;
 use crate::workloads::crc::{Problem, Sum};
-use gmem_hal::ByteLen;
+use gmem::ByteLen;
 use serde::Serialize;
 
 /// What moved and what it took, as the address space counted it.
@@ -13,6 +13,8 @@ pub(crate) struct Counters {
     pub(crate) faults: Faults,
     pub(crate) migrated_bytes: Migrated,
     pub(crate) evictions: u64,
+    /// Of those, pages that were dropped without a copy because the host's was current.
+    pub(crate) clean_evictions: u64,
     pub(crate) peak_frames: Vec<Peak>,
     pub(crate) metadata_bytes: u64,
 }
@@ -129,7 +131,7 @@ impl Report {
         if moved.d2d > 0 {
             row("moved: between devices", ByteLen(moved.d2d).to_string());
         }
-        row("evictions", counters.evictions.to_string());
+        row("evictions: all / without a copy", format!("{} / {}", counters.evictions, counters.clean_evictions));
         for peak in &counters.peak_frames {
             row(&format!("peak frames of {}", peak.hnode), format!("{} ({})", peak.frames, ByteLen(peak.bytes)));
         }

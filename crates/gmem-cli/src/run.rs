@@ -55,7 +55,7 @@ fn measured(
     let unified = Unified::open(setup, setup.space(needs)?)?;
     let started = Instant::now();
     let done = work(&unified)?;
-    let counters = unified.counters()?;
+    let counters = unified.counters();
     let managed = unified.bytes_managed();
     drop(unified);
     speed.sample()?;

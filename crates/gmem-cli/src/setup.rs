@@ -4,7 +4,7 @@ use crate::args::{BackingArg, Common, DeliveryArg, DeviceKind, ModeArg};
 use crate::failure::Failure;
 use crate::machine::Machine;
 use crate::output;
-use gmem_hal::{Backing, ByteLen, Delivery, Mode, PageSize};
+use gmem::{Backing, ByteLen, Delivery, Mode, PageSize};
 
 /// A device, an address space and regions, as a workload gets them. Every combination here is a sensible one.
 #[derive(Clone, Copy, Debug)]

@@ -11,7 +11,7 @@ use crate::machine::Machine;
 use crate::measure::{CopySpeed, median};
 use crate::setup::Setup;
 use crate::workloads::vector_add;
-use gmem_hal::{Backing, Delivery, Mode, PageSize};
+use gmem::{Backing, Delivery, Mode, PageSize};
 use std::time::Duration;
 
 /// Samples of each figure.
@@ -87,7 +87,7 @@ fn metadata(name: &'static str, page_size: PageSize, bytes: usize, limit: f64) -
     let page = page_size.bytes() as usize;
     data.chunks_mut(page).for_each(touch_here);
     touch_on_device(&unified, &mut data, page)?;
-    let metadata = unified.counters()?.metadata_bytes;
+    let metadata = unified.counters().metadata_bytes;
     Ok(Row::new(name, "of the data", metadata as f64 / bytes as f64, limit))
 }
 

@@ -2,17 +2,15 @@
 //!
 //! The workloads are written once against [`Engine`]. [`Plain`] is the CPU alone in ordinary memory, which is what `--check` compares with.
 
-mod args;
 mod plain;
 mod unified;
 
-pub(crate) use args::{Args, Touched};
 pub(crate) use plain::Plain;
 pub(crate) use unified::Unified;
 
 use crate::failure::Failure;
-use crate::kernel::Kernel;
 use bytemuck::Pod;
+use gmem::{Args, Kernel};
 use std::ops::DerefMut;
 
 /// Memory and a device.

@@ -1,9 +1,10 @@
 //! The CPU alone, in ordinary memory.
 
-use super::{Args, Engine};
+use super::Engine;
 use crate::failure::Failure;
-use crate::kernel::{Grid, Kernel};
 use bytemuck::Pod;
+use gmem::Args;
+use gmem::{Grid, Kernel};
 
 /// Kernels run as function calls, one core after the other.
 pub(crate) struct Plain {

@@ -1,11 +1,12 @@
 //! `vector-add`: the CPU fills two vectors, the device adds them into a third, the CPU checks every element.
 
-use crate::engine::{Args, Engine};
+use crate::engine::Engine;
 use crate::failure::Failure;
-use crate::kernel::{Grid, kernel};
 use crate::progress;
 use crate::setup::{Needs, Setup};
-use gmem_hal::PageSize;
+use gmem::Args;
+use gmem::PageSize;
+use gmem::{Grid, kernel};
 use std::time::{Duration, Instant};
 
 /// 100 Mi elements: three vectors of 800 MiB.
@@ -14,7 +15,7 @@ pub(crate) const DEFAULT_ELEMENTS: u64 = 100 << 20;
 /// Elements of one piece of work of one core: 2 MiB of each vector.
 const CHUNK: usize = (2 << 20) / size_of::<u64>();
 
-kernel!(VECTOR_ADD = "vector-add", |grid, args| {
+kernel!(pub(crate) VECTOR_ADD = "vector-add", |grid, args| {
     // SAFETY: only `add` launches this, with the arguments in this order.
     unsafe { add_chunks(grid, args[0], args[1], args[2], args[3] as usize) }
 });

@@ -2,8 +2,9 @@
 
 use super::kernels::{TOUCH, TOUCH_TIMED};
 use crate::bench::Timed;
-use crate::engine::{Args, Engine};
+use crate::engine::Engine;
 use crate::failure::Failure;
+use gmem::Args;
 use std::time::Instant;
 
 /// A CPU fault on a page that a device holds.

@@ -1,14 +1,14 @@
 //! Kernels that touch a page.
 
-use crate::kernel::{Grid, kernel};
+use gmem::{Grid, kernel};
 use std::time::Instant;
 
-kernel!(TOUCH = "bench-touch", |grid, args| {
+kernel!(pub(crate) TOUCH = "bench-touch", |grid, args| {
     // SAFETY: launched by `super::faults` alone, with writable memory of this length.
     unsafe { touch(grid, args[0], args[1] as usize, args[2] as usize) }
 });
 
-kernel!(TOUCH_TIMED = "bench-touch-timed", |grid, args| {
+kernel!(pub(crate) TOUCH_TIMED = "bench-touch-timed", |grid, args| {
     // SAFETY: launched by `super::faults` alone, with the addresses of a writable byte and a writable number.
     unsafe { touch_timed(grid, args[0], args[1]) }
 });

@@ -7,27 +7,27 @@
 //! (n × HIDDEN), `delta` (n × CLASSES: the slope of the loss by the output sums) and `back` (n × HIDDEN: the same by the hidden sums).
 
 use super::data::{CLASSES, PIXELS};
-use crate::kernel::{Grid, kernel};
+use gmem::{Grid, kernel};
 
 /// Units of the hidden layer.
 pub(crate) const HIDDEN: usize = 128;
 
-kernel!(HIDDEN_LAYER = "backprop-hidden", |grid, args| {
+kernel!(pub(crate) HIDDEN_LAYER = "backprop-hidden", |grid, args| {
     // SAFETY: only `super::step::hidden` launches this, with the arguments in this order.
     unsafe { hidden_layer(grid, at(args[0]), at(args[1]), at(args[2]), at(args[3]), args[4] as usize) }
 });
 
-kernel!(OUTPUT_LAYER = "backprop-output", |grid, args| {
+kernel!(pub(crate) OUTPUT_LAYER = "backprop-output", |grid, args| {
     // SAFETY: only `super::step::output` launches this, with the arguments in this order.
     unsafe { output_layer(grid, at(args[0]), at(args[1]), at(args[2]), args[3], at(args[4]), at(args[5]), args[6] as usize) }
 });
 
-kernel!(BACK_OUTPUT = "backprop-back-output", |grid, args| {
+kernel!(pub(crate) BACK_OUTPUT = "backprop-back-output", |grid, args| {
     // SAFETY: only `super::step::back_output` launches this, with the arguments in this order.
     unsafe { back_output(grid, at(args[0]), at(args[1]), at(args[2]), at(args[3]), at(args[4]), at(args[5]), args[6] as usize) }
 });
 
-kernel!(BACK_HIDDEN = "backprop-back-hidden", |grid, args| {
+kernel!(pub(crate) BACK_HIDDEN = "backprop-back-hidden", |grid, args| {
     // SAFETY: only `super::step::back_hidden` launches this, with the arguments in this order.
     unsafe { back_hidden(grid, at(args[0]), at(args[1]), at(args[2]), at(args[3]), args[4] as usize) }
 });

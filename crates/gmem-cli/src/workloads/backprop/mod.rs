@@ -13,7 +13,7 @@ use crate::engine::{Engine, Plain};
 use crate::failure::Failure;
 use crate::progress;
 use crate::setup::Needs;
-use gmem_hal::PageSize;
+use gmem::PageSize;
 use train::{buffer_bytes, launch_bytes, train};
 
 /// The share of held-out samples a finished training must recognize.

@@ -2,8 +2,9 @@
 
 use super::data::{CLASSES, PIXELS};
 use super::kernels::{BACK_HIDDEN, BACK_OUTPUT, HIDDEN, HIDDEN_LAYER, OUTPUT_LAYER};
-use crate::engine::{Args, Engine};
+use crate::engine::Engine;
 use crate::failure::Failure;
+use gmem::Args;
 
 /// One layer's weights and biases, or their slopes.
 pub(crate) struct Layer<B> {

@@ -3,8 +3,8 @@
 //! Written here on purpose, and not taken from the crate the CPU checks with: two programs that agree say more than one that agrees with
 //! itself.
 
-use crate::kernel::{Grid, kernel};
 use bytemuck::{Pod, Zeroable};
+use gmem::{Grid, kernel};
 
 /// The polynomial, reflected.
 const POLYNOMIAL: u32 = 0xedb8_8320;
@@ -48,7 +48,7 @@ pub(crate) struct Block {
     pub(crate) len: u64,
 }
 
-kernel!(CRC = "crc32-blocks", |grid, args| {
+kernel!(pub(crate) CRC = "crc32-blocks", |grid, args| {
     // SAFETY: only `super::checksums` launches this, with the arguments in this order.
     unsafe { blocks(grid, args[0], args[1], args[2], args[3] as usize) }
 });

@@ -7,13 +7,14 @@ mod plan;
 
 pub(crate) use files::{Found, Problem, find};
 
-use crate::engine::{Args, Engine};
+use crate::engine::Engine;
 use crate::failure::Failure;
 use crate::progress;
 use crate::setup::{Needs, Setup};
 use checksum::{Block, CRC};
 use files::Input;
-use gmem_hal::{Delivery, PageSize};
+use gmem::Args;
+use gmem::{Delivery, PageSize};
 use plan::{BLOCK, Batch};
 use std::fs::File;
 use std::io::{ErrorKind, Read};
@@ -114,7 +115,7 @@ fn too_small(setup: &Setup) -> Failure {
     Failure::Usage(format!(
         "without replay a launch holds a block of data, its row and its sum: --device-memory {} is too small for that with pages of {}; \
          4 pages are enough",
-        gmem_hal::ByteLen(setup.device_memory),
+        gmem::ByteLen(setup.device_memory),
         setup.page_size
     ))
 }

@@ -2,7 +2,7 @@
 
 use super::checksum::Block;
 use super::files::Input;
-use gmem_hal::PageSize;
+use gmem::PageSize;
 use std::ops::Range;
 
 /// The largest block.
