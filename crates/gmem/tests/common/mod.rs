@@ -6,7 +6,7 @@ use std::time::Duration;
 
 /// Runs `test`, and aborts the process with a dump of every thread's wait channel if it takes longer than a minute and a half: faults, signals and child
 /// processes can hang, and a hung test says nothing.
-pub fn watched(test: impl FnOnce()) {
+pub(crate) fn watched(test: impl FnOnce()) {
     let (done, waiting) = channel::<()>();
     let dog = std::thread::spawn(move || {
         if waiting.recv_timeout(Duration::from_secs(90)) == Err(RecvTimeoutError::Timeout) {
@@ -25,7 +25,7 @@ pub fn watched(test: impl FnOnce()) {
 }
 
 /// A step of a fixed pseudo-random sequence (Knuth's MMIX multiplier).
-pub fn next(state: &mut u64) -> u64 {
+pub(crate) fn next(state: &mut u64) -> u64 {
     *state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
     *state >> 33
 }
@@ -34,7 +34,7 @@ pub fn next(state: &mut u64) -> u64 {
 ///
 /// # Safety
 /// `base` points to that many 64-bit words, which only atomics touch meanwhile.
-pub unsafe fn hammer(base: *mut u64, words: usize, rounds: usize, seed: u64) {
+pub(crate) unsafe fn hammer(base: *mut u64, words: usize, rounds: usize, seed: u64) {
     let mut state = seed;
     for _ in 0..rounds {
         let at = next(&mut state) as usize % words;
@@ -43,6 +43,6 @@ pub unsafe fn hammer(base: *mut u64, words: usize, rounds: usize, seed: u64) {
     }
 }
 
-gmem::kernel!(pub HAMMER = "hammer", |grid, args| {
+gmem::kernel!(pub(crate) HAMMER = "hammer", |grid, args| {
     hammer(args[0] as *mut u64, args[1] as usize, args[2] as usize, args[3] + grid.worker as u64)
 });
