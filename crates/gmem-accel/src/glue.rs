@@ -28,6 +28,10 @@ impl Device for Discrete {
         self.machine().power_on(core, hooks)
     }
 
+    fn physical_memory(&self) -> Vec<PhysRange> {
+        vec![self.memory()]
+    }
+
     fn memory_registered(&self, hnode: HnodeId, range: PhysRange) {
         self.machine().set_hnode(hnode, range);
     }

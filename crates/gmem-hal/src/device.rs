@@ -1,7 +1,7 @@
 //! What a driver supplies.
 
 use crate::{ByteLen, Compute, DeviceError, DeviceId, HnodeId, Mmu, PageSize, PageSizes, Peer, PhysAddr, PhysRange, PmapId, Upcalls};
-use alloc::{string::String, sync::Weak};
+use alloc::{string::String, sync::Weak, vec::Vec};
 use bitflags::bitflags;
 
 bitflags! {
@@ -106,6 +106,11 @@ pub trait Device: Send + Sync {
 
     /// Called once, before anything else, with the id the core gave and the way to call the core. May block.
     fn start(&self, id: DeviceId, upcalls: Weak<dyn Upcalls>) -> Result<(), DeviceError>;
+
+    /// The device-physical memory to register when the device is added, if the driver does not register it by itself.
+    fn physical_memory(&self) -> Vec<PhysRange> {
+        Vec::new()
+    }
 
     /// Called after the memory `range` was registered and became `hnode`.
     fn memory_registered(&self, _hnode: HnodeId, _range: PhysRange) {}

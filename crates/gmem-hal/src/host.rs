@@ -1,6 +1,6 @@
 //! The host contract: what the kernel gave the original, for a core that lives in user space.
 
-use crate::{HostError, PhysAddr, RegionAttrs, VirtAddr, VirtRange};
+use crate::{HostError, PhysAddr, RegionAttrs, VirtRange};
 
 /// A run of whole pages of one region.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -58,8 +58,8 @@ pub trait Host: Send + Sync + 'static {
     /// Changes what the CPU may do to `region.attrs.prot`. Pages that were CPU-mapped may or may not be so afterwards; access is never more than asked.
     fn region_protect(&self, space: &Self::Space, region: &Pages) -> Result<(), HostError>;
 
-    /// Where copy engines find the home of the page at `va`. Pure.
-    fn home(&self, space: &Self::Space, va: VirtAddr) -> PhysAddr;
+    /// Where copy engines find the home of the first of `pages`; the homes of a run are contiguous. Pure.
+    fn home(&self, space: &Self::Space, pages: &Pages) -> PhysAddr;
 
     /// Makes the homes of `pages` hold bytes: zeros, if they held none. They are not CPU-mapped. On `Err` some may be populated with zeros.
     fn populate(&self, space: &Self::Space, pages: &Pages) -> Result<(), HostError>;

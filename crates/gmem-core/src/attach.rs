@@ -1,0 +1,272 @@
+//! Contexts: attach and detach.
+
+use crate::context::{Context, Table};
+use crate::core::Core;
+use crate::device::{Attachment, DeviceSlot};
+use crate::error::{AttachError, DetachError};
+use crate::execute::Cause;
+use crate::fault::{Touch, Who};
+use crate::space::Space;
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use gmem_hal::{
+    Backing, DeviceError, DeviceId, DeviceInfo, FaultError, Host, Mode, PeerError, Platform, PmapId, PmapRequest, SpaceId, VirtAddr,
+    VirtRange, WaitKind,
+};
+
+/// What a device is to an address space.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct ContextInfo {
+    /// How it takes part.
+    pub mode: Mode,
+    /// The page table it uses; `None` for the CPU's.
+    pub pmap: Option<PmapId>,
+    /// Whether it was stopped for good after a failure. Detach it and attach again.
+    pub fenced: bool,
+}
+
+impl<P: Platform> Core<P> {
+    /// Attaches a device to an address space in a mode (`gm_as_attach`): makes its page table, lets pages live in its memory, tells it of what is mapped
+    /// already, and with `activate` makes the context current. May block.
+    ///
+    /// # Errors
+    /// See [`AttachError`]; nothing changed, not even if only the activation failed.
+    pub fn attach(&self, space: SpaceId, device: DeviceId, mode: Mode, activate: bool) -> Result<(), AttachError> {
+        self.check_enabled().map_err(|_| AttachError::Disabled)?;
+        let space = self.space(space).ok_or(AttachError::NoSuchSpace(space))?;
+        let slot = self.device(device).map_err(|_| AttachError::NoSuchDevice(device))?;
+        {
+            let mut state = slot.state.lock();
+            if state.dying {
+                return Err(AttachError::NoSuchDevice(device));
+            }
+            state.attaching += 1;
+        }
+        let result = self.attach_in(&space, &slot, mode);
+        slot.state.lock().attaching -= 1;
+        result?;
+        if activate && let Err(error) = self.switch(device, Some(space.id)) {
+            // Nothing can be on the device yet that could strand, except by its own faults, which then are brought home.
+            let _ = self.detach(space.id, device);
+            return Err(match error {
+                crate::error::DeviceCallError::Device(e) => e.into(),
+                _ => AttachError::NoSuchDevice(device),
+            });
+        }
+        Ok(())
+    }
+
+    fn attach_in(&self, space: &Arc<Space<P>>, slot: &Arc<DeviceSlot<P>>, mode: Mode) -> Result<(), AttachError> {
+        let gate = space.enter_gate("attach").ok_or(AttachError::NoSuchSpace(space.id))?;
+        self.check_attach(space, slot, mode)?;
+        let table = match mode {
+            Mode::Share => self.table_to_share(space, slot)?,
+            _ => Table::Own(self.make_pmap(space, slot, mode)?),
+        };
+        let context = Arc::new(Context::new(slot.clone(), mode, table));
+        if slot.is_peer()
+            && mode != Mode::Share
+            && let Err(e) = reserve_all(space, &context)
+        {
+            self.drop_pmap(&context, space.id);
+            return Err(e);
+        }
+        {
+            let mut inner = space.lock();
+            if mode == Mode::CoherentExclusive {
+                inner.allowed.extend(slot.state.lock().hnodes.iter().map(|h| h.id));
+            }
+            inner.contexts.push(context.clone());
+        }
+        slot.state.lock().contexts.push(Attachment { pmap: context.pmap(), space: space.clone(), context: context.clone() });
+        drop(gate);
+        if mode == Mode::Replicate {
+            self.replicate_all(space, &context);
+        }
+        Ok(())
+    }
+
+    fn check_attach(&self, space: &Space<P>, slot: &DeviceSlot<P>, mode: Mode) -> Result<(), AttachError> {
+        let info = slot.driver.info();
+        let inner = space.lock();
+        if inner.contexts.iter().any(|c| c.device.id == slot.id) {
+            return Err(AttachError::AlreadyAttached);
+        }
+        if inner.contexts.is_full() {
+            return Err(AttachError::TooManyContexts);
+        }
+        if !info.modes.contains(mode.as_set()) {
+            return Err(AttachError::ModeUnsupported(info.modes));
+        }
+        if mode == Mode::CoherentExclusive && slot.state.lock().hnodes.is_empty() {
+            return Err(AttachError::NoDeviceMemory);
+        }
+        if mode == Mode::Replicate && self.platform.host().window(&space.host).is_none() {
+            return Err(AttachError::NoHostWindow);
+        }
+        for region in inner.regions() {
+            if mode != Mode::Share && !info.page_sizes.can_map(region.attrs.page_size) {
+                return Err(AttachError::PageSizeUnsupported(region.attrs.page_size, info.page_sizes));
+            }
+            if mode == Mode::Replicate && region.attrs.backing == Backing::Private {
+                return Err(AttachError::PrivateBacking(region.range));
+            }
+        }
+        Ok(())
+    }
+
+    fn table_to_share(&self, space: &Space<P>, slot: &DeviceSlot<P>) -> Result<Table, AttachError> {
+        let cookie = slot.driver.info().mmu_cookie;
+        if cookie == DeviceInfo::CPU_COOKIE {
+            return if space.cpu_visible { Ok(Table::Cpu) } else { Err(AttachError::NothingToShare) };
+        }
+        let inner = space.lock();
+        let sharer = inner.contexts.iter().find(|c| matches!(c.table, Table::Own(_)) && c.driver().info().mmu_cookie == cookie);
+        let sharer = sharer.ok_or(AttachError::NothingToShare)?;
+        Ok(Table::Of(sharer.device.id, sharer.own_pmap()))
+    }
+
+    fn make_pmap(&self, space: &Space<P>, slot: &DeviceSlot<P>, mode: Mode) -> Result<PmapId, AttachError> {
+        let host = if mode == Mode::Replicate { self.platform.host().window(&space.host) } else { None };
+        let pmap = slot.driver.mmu().pmap_create(&PmapRequest { space: space.id, range: space.range, mode, host })?;
+        if slot.attachment(pmap).is_some() {
+            // Two contexts under one id could not be told apart; the driver broke its contract, and destroying the id would destroy the other.
+            return Err(DeviceError::BadRequest.into());
+        }
+        Ok(pmap)
+    }
+
+    /// Enters what the host has into a new replica; what moves meanwhile is entered or revoked by whoever moves it.
+    fn replicate_all(&self, space: &Arc<Space<P>>, context: &Arc<Context<P>>) {
+        let _ = self.for_each_touched(space, space.range, |state, va| {
+            if state == crate::entry::State::Host {
+                let touch = Touch { who: Who::Context(context), access: None, cause: Cause::Prefetch, hot: false, hold: false };
+                let _ = self.touch(space, va, &touch);
+            }
+            Ok::<_, FaultError>(())
+        });
+    }
+
+    /// What a device is to an address space, if it is attached.
+    pub fn context(&self, space: SpaceId, device: DeviceId) -> Option<ContextInfo> {
+        let context = self.space(space)?.lock().context_of(device)?;
+        Some(ContextInfo { mode: context.mode, pmap: context.pmap(), fenced: context.is_fenced() })
+    }
+
+    /// Detaches a device from an address space: brings its pages home, destroys its page table. Waits for launches that hold pages. May block.
+    ///
+    /// # Errors
+    /// [`DetachError::DataStranded`] if a page cannot be copied home: the context then stays, fenced or not as it was.
+    pub fn detach(&self, space: SpaceId, device: DeviceId) -> Result<(), DetachError> {
+        let found = self.space(space).ok_or(DetachError::NoSuchSpace(space))?;
+        let _gate = found.enter_gate("detach").ok_or(DetachError::NoSuchSpace(space))?;
+        self.detach_in(&found, device)
+    }
+
+    /// Detaches, under the gate.
+    pub(crate) fn detach_in(&self, space: &Arc<Space<P>>, device: DeviceId) -> Result<(), DetachError> {
+        let context = space.lock().context_of(device).ok_or(DetachError::NotAttached(device))?;
+        let sharer = space.lock().contexts.iter().find(|c| matches!(c.table, Table::Of(d, _) if d == device)).map(|c| c.device.id);
+        if let Some(sharer) = sharer {
+            return Err(DetachError::Shared(sharer));
+        }
+        context.set_leaving(true);
+        if let Err((va, error)) = self.bring_home(space, &context) {
+            context.set_leaving(false);
+            return Err(DetachError::DataStranded(va, error));
+        }
+        self.forget_current(&context.device, space.id);
+        context.device.state.lock().contexts.retain(|a| a.space.id != space.id);
+        {
+            let hnodes: Vec<_> = context.device.state.lock().hnodes.iter().map(|h| h.id).collect();
+            let mut inner = space.lock();
+            inner.contexts.retain(|c| c.device.id != device);
+            inner.allowed.retain(|h| !hnodes.contains(h));
+        }
+        if let Table::Own(pmap) = context.table {
+            if context.mode == Mode::Replicate && !context.is_fenced() {
+                // A fault that chose its replicas before this one left may have entered it since: those pages are not busy with it any more once
+                // each of them was seen idle, and the table goes as a whole.
+                self.settle_all(space);
+            }
+            if context.is_peer() && !context.is_fenced() {
+                free_all(space, &context, pmap);
+            }
+            self.drop_pmap(&context, space.id);
+        }
+        Ok(())
+    }
+
+    fn drop_pmap(&self, context: &Context<P>, space: SpaceId) {
+        let Table::Own(pmap) = context.table else { return };
+        let answer = context.mmu().pmap_destroy(pmap);
+        if matches!(answer, Ok(()) | Err(DeviceError::Dead)) || context.is_dead() {
+            self.end_quarantine(context, space);
+        }
+    }
+
+    /// The context is confirmed to touch no memory any more: frames held back for it are free.
+    fn end_quarantine(&self, context: &Context<P>, space: SpaceId) {
+        for n in 0.. {
+            let Some(hnode) = context.device.hnode(n) else { return };
+            while let Some(frame) = hnode.end_quarantine(space) {
+                self.free_frame(&hnode, frame);
+            }
+        }
+    }
+
+    /// Moves every page that `context` has to its home. The context is leaving: no page comes to it any more, and one that was on its way is busy and
+    /// waited for.
+    fn bring_home(&self, space: &Arc<Space<P>>, context: &Context<P>) -> Result<(), (VirtAddr, FaultError)> {
+        self.for_each_touched(space, space.range, |_, va| {
+            loop {
+                let inner = space.lock();
+                let Some(region) = inner.region_at(va) else { return Ok(()) };
+                let entry = inner.entry(&region, va);
+                if entry.busy {
+                    space.park(inner, &region, va, WaitKind::BusyPage);
+                    continue;
+                }
+                let owned = entry.state.on_device() && self.hnode(entry.hnode).is_some_and(|h| h.device == context.device.id);
+                drop(inner);
+                if !owned {
+                    return Ok(());
+                }
+                let touch = Touch { who: Who::Host { may_wait: true }, access: None, cause: Cause::Other, hot: false, hold: false };
+                self.touch(space, va, &touch).map_err(|e| (va, e))?;
+            }
+        })
+    }
+}
+
+/// Reserves everything that is mapped in a new peer; on a conflict, gives back what was reserved.
+fn reserve_all<P: Platform>(space: &Space<P>, context: &Context<P>) -> Result<(), AttachError> {
+    let regions: Vec<_> = space.lock().regions().collect();
+    let peer = context.driver().peer().expect("checked when the device was created");
+    let mut reserved: Vec<VirtRange> = Vec::new();
+    for region in regions {
+        match peer.va_alloc_fixed(context.own_pmap(), region.range, region.attrs.prot) {
+            Ok(()) => reserved.push(region.range),
+            Err(e) => {
+                for range in reserved {
+                    let _ = peer.va_free(context.own_pmap(), range);
+                }
+                return Err(match e {
+                    PeerError::Device(e) => e.into(),
+                    PeerError::NoMemory => DeviceError::NoMemory.into(),
+                    _ => AttachError::AddressConflict(region.range),
+                });
+            }
+        }
+    }
+    Ok(())
+}
+
+fn free_all<P: Platform>(space: &Space<P>, context: &Context<P>, pmap: PmapId) {
+    let regions: Vec<_> = space.lock().regions().collect();
+    let peer = context.driver().peer().expect("checked when the device was created");
+    for region in regions {
+        // The table is destroyed next, and the reservations with it.
+        let _ = peer.va_free(pmap, region.range);
+    }
+}

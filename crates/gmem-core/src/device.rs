@@ -1,0 +1,232 @@
+//! Devices: create, destroy, register and unregister memory, switch context.
+
+use crate::context::Context;
+use crate::core::Core;
+use crate::entry::{MAX_FRAMES, MAX_HNODES};
+use crate::error::{DeviceCallError, KNOWN};
+use crate::hnode::{Allocator, Hnode};
+use crate::space::Space;
+use alloc::sync::{Arc, Weak};
+use alloc::vec::Vec;
+use gmem_hal::lock_api::Mutex;
+use gmem_hal::{ByteLen, Capabilities, Device, DeviceId, HnodeId, PageSize, PhysRange, Platform, PmapId, SpaceId, Upcalls};
+
+pub(crate) struct DeviceSlot<P: Platform> {
+    pub(crate) id: DeviceId,            // c
+    pub(crate) driver: Arc<dyn Device>, // c
+    pub(crate) state: Mutex<P::RawLock, DeviceState<P>>,
+}
+
+/// Lock letter `d`: the device lock, innermost of all; nothing is called under it.
+pub(crate) struct DeviceState<P: Platform> {
+    pub(crate) hnodes: Vec<Arc<Hnode<P>>>,   // d
+    pub(crate) contexts: Vec<Attachment<P>>, // d
+    pub(crate) attaching: usize,             // d  attaches under way, which keep the device from being destroyed
+    current: Option<SpaceId>,                // d
+    pub(crate) dying: bool,                  // d
+}
+
+pub(crate) struct Attachment<P: Platform> {
+    pub(crate) pmap: Option<PmapId>,
+    pub(crate) space: Arc<Space<P>>,
+    pub(crate) context: Arc<Context<P>>,
+}
+
+impl<P: Platform> DeviceSlot<P> {
+    pub(crate) fn is_peer(&self) -> bool {
+        self.driver.info().capabilities.contains(Capabilities::PEER)
+    }
+
+    /// The address space and context that use the table `pmap` of this device.
+    pub(crate) fn attachment(&self, pmap: PmapId) -> Option<(Arc<Space<P>>, Arc<Context<P>>)> {
+        let state = self.state.lock();
+        state.contexts.iter().find(|a| a.pmap == Some(pmap)).map(|a| (a.space.clone(), a.context.clone()))
+    }
+
+    /// The `n`-th pool of the device. One at a time, so that a fault can walk them without allocating.
+    pub(crate) fn hnode(&self, n: usize) -> Option<Arc<Hnode<P>>> {
+        self.state.lock().hnodes.get(n).cloned()
+    }
+}
+
+impl<P: Platform> Core<P> {
+    /// Makes a device known (`gm_dev_create`). Its facts are checked and its driver is started before anyone can see it. May block.
+    ///
+    /// # Errors
+    /// [`DeviceCallError::Malformed`] for contradicting facts; whatever [`Device::start`] answers. Nothing is left behind.
+    pub fn device_create(self: &Arc<Self>, driver: Arc<dyn Device>) -> Result<DeviceId, DeviceCallError> {
+        self.check_enabled().map_err(|_| DeviceCallError::Disabled)?;
+        let info = driver.info();
+        let peer = info.capabilities.contains(Capabilities::PEER);
+        let malformed = if !KNOWN.contains(info.capabilities) {
+            Some("a capability that does not exist")
+        } else if peer != driver.peer().is_some() {
+            Some("PEER without peer functions, or peer functions without PEER")
+        } else if info.page_sizes.smallest().is_none() {
+            Some("no page size that gmem has")
+        } else if info.modes.is_empty() {
+            Some("no mode at all")
+        } else {
+            None
+        };
+        if let Some(what) = malformed {
+            return Err(DeviceCallError::Malformed(what));
+        }
+        let id = DeviceId(self.tables.lock().fresh_device());
+        let weak: Weak<Self> = Arc::downgrade(self);
+        driver.start(id, weak as Weak<dyn Upcalls>)?;
+        let state = DeviceState { hnodes: Vec::new(), contexts: Vec::new(), attaching: 0, current: None, dying: false };
+        let slot = Arc::new(DeviceSlot { id, driver, state: Mutex::new(state) });
+        self.tables.lock().devices.insert(id, slot);
+        Ok(id)
+    }
+
+    /// Forgets a device and releases everything it registered (`gm_dev_destroy`). May block in [`Device::stop`].
+    ///
+    /// # Errors
+    /// [`DeviceCallError::InUse`] while a context on it exists.
+    pub fn device_destroy(&self, id: DeviceId) -> Result<(), DeviceCallError> {
+        let slot = self.device(id)?;
+        {
+            let mut state = slot.state.lock();
+            let contexts = state.contexts.len() + state.attaching;
+            if contexts > 0 {
+                return Err(DeviceCallError::InUse { contexts });
+            }
+            if state.dying {
+                return Err(DeviceCallError::NoSuchDevice(id));
+            }
+            state.dying = true;
+        }
+        // No context is left, so nothing uses a frame; quarantined ones go with the device, which is stopped for good.
+        let hnodes = ::core::mem::take(&mut slot.state.lock().hnodes);
+        {
+            let mut tables = self.tables.lock();
+            for hnode in &hnodes {
+                tables.hnodes.remove(&hnode.id);
+            }
+            tables.devices.remove(&id);
+        }
+        for hnode in hnodes {
+            hnode.uncharge(&self.platform);
+        }
+        slot.driver.stop();
+        Ok(())
+    }
+
+    /// Registers device memory, which becomes an hnode (`gm_dev_register_physmem`).
+    ///
+    /// # Errors
+    /// The range must not be empty or reversed, must lie on multiples of the device's smallest page size, and must not overlap another of this device.
+    pub fn device_register_memory(&self, id: DeviceId, range: PhysRange) -> Result<HnodeId, DeviceCallError> {
+        self.check_enabled().map_err(|_| DeviceCallError::Disabled)?;
+        let slot = self.device(id)?;
+        let smallest = slot.driver.info().page_sizes.smallest().expect("checked when the device was created");
+        if range.begin >= range.end {
+            return Err(DeviceCallError::EmptyRange);
+        }
+        if !(range.begin | range.end).is_multiple_of(smallest.bytes()) {
+            return Err(DeviceCallError::Misaligned(smallest));
+        }
+        // Frame numbers are 32 bits of 4 KiB; frame ids have a field of the entry.
+        let frames = range.len().get() >> PageSize::Size4K.shift();
+        if range.len().get() >> smallest.shift() > MAX_FRAMES as u64 || frames + 512 > u64::from(u32::MAX) {
+            return Err(DeviceCallError::Overflow);
+        }
+        let allocator = match (slot.is_peer(), slot.driver.frames().is_some()) {
+            (true, _) => Allocator::Peer,
+            (false, true) => Allocator::Driver,
+            (false, false) => Allocator::Core,
+        };
+        let hnode_id = self.tables.lock().fresh_hnode(MAX_HNODES).ok_or(DeviceCallError::TooManyHnodes)?;
+        let hnode = Arc::new(Hnode::new(hnode_id, id, range, smallest, allocator, &self.platform)?);
+        {
+            let mut state = slot.state.lock();
+            let clash = state.hnodes.iter().any(|h| h.range.begin < range.end && range.begin < h.range.end);
+            if state.dying || clash {
+                let error = if clash { DeviceCallError::Overlap } else { DeviceCallError::NoSuchDevice(id) };
+                drop(state);
+                hnode.uncharge(&self.platform);
+                return Err(error);
+            }
+            state.hnodes.push(hnode.clone());
+        }
+        self.tables.lock().hnodes.insert(hnode_id, hnode);
+        slot.driver.memory_registered(hnode_id, range);
+        self.allow_everywhere(&slot, hnode_id, true);
+        Ok(hnode_id)
+    }
+
+    /// Takes device memory back (`gm_dev_unregister_physmem`).
+    ///
+    /// # Errors
+    /// [`DeviceCallError::MemoryInUse`] while a frame of it is used or quarantined.
+    pub fn device_unregister_memory(&self, id: DeviceId, hnode_id: HnodeId) -> Result<(), DeviceCallError> {
+        let slot = self.device(id)?;
+        let hnode = self.hnode(hnode_id).filter(|h| h.device == id).ok_or(DeviceCallError::NoSuchHnode)?;
+        hnode.retire(false).map_err(DeviceCallError::MemoryInUse)?;
+        slot.state.lock().hnodes.retain(|h| h.id != hnode_id);
+        self.tables.lock().hnodes.remove(&hnode_id);
+        self.allow_everywhere(&slot, hnode_id, false);
+        hnode.uncharge(&self.platform);
+        Ok(())
+    }
+
+    /// Caps how much of an hnode is used (`max_memsize` of the original).
+    ///
+    /// # Errors
+    /// [`DeviceCallError::MemoryInUse`] with what is used now, if the limit is below that or above the capacity.
+    pub fn hnode_set_limit(&self, hnode: HnodeId, limit: ByteLen) -> Result<(), DeviceCallError> {
+        let hnode = self.hnode(hnode).ok_or(DeviceCallError::NoSuchHnode)?;
+        hnode.set_limit(limit.get()).map_err(DeviceCallError::MemoryInUse)
+    }
+
+    fn allow_everywhere(&self, slot: &DeviceSlot<P>, hnode: HnodeId, allow: bool) {
+        let spaces: Vec<_> = slot.state.lock().contexts.iter().map(|a| a.space.clone()).collect();
+        for space in spaces {
+            let mut inner = space.lock();
+            inner.allowed.retain(|h| *h != hnode);
+            if allow {
+                inner.allowed.push(hnode);
+            }
+        }
+    }
+
+    /// Makes the context of `space` the current one of the device, or none, and tells the driver (`gm_dev_switch`). May block.
+    ///
+    /// # Errors
+    /// [`DeviceCallError::NotAttached`]; the driver's refusal, upon which the former context stays current.
+    pub fn switch(&self, id: DeviceId, space: Option<SpaceId>) -> Result<(), DeviceCallError> {
+        let slot = self.device(id)?;
+        let pmap = match space {
+            None => None,
+            Some(space) => {
+                let state = slot.state.lock();
+                if state.current == Some(space) {
+                    return Ok(());
+                }
+                let attachment = state.contexts.iter().find(|a| a.space.id == space);
+                attachment.ok_or(DeviceCallError::NotAttached(space))?.pmap
+            }
+        };
+        slot.driver.switch_context(pmap)?;
+        slot.state.lock().current = space;
+        Ok(())
+    }
+
+    /// The address space whose context is current on the device.
+    pub fn current(&self, id: DeviceId) -> Option<SpaceId> {
+        self.device(id).ok()?.state.lock().current
+    }
+
+    pub(crate) fn forget_current(&self, slot: &DeviceSlot<P>, space: SpaceId) {
+        let was = {
+            let mut state = slot.state.lock();
+            state.current.take_if(|s| *s == space).is_some()
+        };
+        if was {
+            // Nothing depends on the answer: the context's table is destroyed next.
+            let _ = slot.driver.switch_context(None);
+        }
+    }
+}

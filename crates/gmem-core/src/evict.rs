@@ -1,0 +1,345 @@
+//! Eviction: it starts from a frame, never from an address.
+//!
+//! Take a victim off its list, drop the list lock, take the owner's lock, check that the page still owns that frame, then move it home. What is busy,
+//! pinned or held is left alone; willneed calls an eviction off at any point before the page is home.
+
+use crate::context::Context;
+use crate::core::Core;
+use crate::entry::{Entry, PageEvent, State, transition};
+use crate::execute::{Cause, Op};
+use crate::fault::{Touch, Who, list_of};
+use crate::hnode::{EVICT_BATCH, Hnode, Victim};
+use crate::plan::{Facts, Step, Steps, Wish, plan};
+use crate::space::Space;
+use alloc::sync::Arc;
+use arrayvec::ArrayVec;
+use gmem_hal::{ByteLen, DeviceId, EvictOutcome, HnodeId, Platform, PmapId, VirtAddr, VirtRange};
+
+/// How many rounds in which nothing could be evicted, and nobody had anything in hand, an allocation tries before it fails. More than one, because a page that was
+/// used since it was last asked gets a second chance.
+pub(crate) const IDLE_ROUNDS: usize = 10;
+
+/// How many rounds an allocation tries in all, if others take what it frees.
+pub(crate) const MAX_ROUNDS: usize = 1000;
+
+/// What an attempt to make room came to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Room {
+    /// Something was freed.
+    Made,
+    /// Nothing, but other operations have frames in hand, and will signal progress.
+    InUse,
+    /// Nothing.
+    None,
+}
+
+/// How many mappings one round of background eviction revokes to learn whether they are used.
+const SAMPLES: usize = 4;
+
+/// Whether the eviction of a victim began.
+#[expect(clippy::large_enum_variant, reason = "there is no allocation on this path, so it cannot be boxed")]
+enum Begun<'a, P: Platform> {
+    Yes(Op<'a, P>, Facts),
+    /// Another operation has the page busy, or is giving its frame up.
+    InHand,
+    /// The page stays.
+    No,
+}
+
+/// How the eviction of a page ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Evicted {
+    /// Its frame is free.
+    Freed,
+    /// Its device wanted it back.
+    Wanted,
+    /// It could not be moved, or its frame had to be quarantined.
+    Stuck,
+}
+
+type Batch<'a, P> = ArrayVec<(Op<'a, P>, Facts), EVICT_BATCH>;
+
+impl<P: Platform> Core<P> {
+    /// Evicts for an allocation of `len` bytes that failed.
+    pub(crate) fn make_room(&self, hnode: &Arc<Hnode<P>>, len: ByteLen) -> Room {
+        // Small pages go in batches, so that one invalidation serves many; a large one pays for itself.
+        let most = ((256 << 10) / len.get()).clamp(1, EVICT_BATCH as u64) as usize;
+        match self.reclaim(hnode, most) {
+            (0, 0) if hnode.in_transit() == 0 => Room::None,
+            (0, _) => Room::InUse,
+            _ => Room::Made,
+        }
+    }
+
+    /// Evicts up to `pages` pages of the hnode, oldest first. Returns how many. May block.
+    pub fn evict(&self, hnode: HnodeId, pages: usize) -> usize {
+        let Some(hnode) = self.hnode(hnode) else { return 0 };
+        let mut evicted = 0;
+        while evicted < pages {
+            match self.reclaim(&hnode, pages - evicted) {
+                (0, _) => break,
+                (n, _) => evicted += n,
+            }
+        }
+        evicted
+    }
+
+    /// Background eviction: from below the low watermark up to the high one. Call it from a thread of its own when [`Platform::pressure`] said so. Returns how
+    /// many pages were evicted; stops when there is no progress, since the next allocation will ask again.
+    pub fn evict_background(&self, hnode: HnodeId) -> usize {
+        let Some(hnode) = self.hnode(hnode) else { return 0 };
+        let mut evicted = 0;
+        if hnode.shortage(false) == 0 {
+            return 0;
+        }
+        self.counters.background_reclaims.add(1);
+        while hnode.shortage(true) > 0 {
+            match self.reclaim(&hnode, 4) {
+                (0, _) => break,
+                (n, _) => evicted += n,
+            }
+        }
+        self.sample(&hnode);
+        evicted
+    }
+
+    /// Evicts one batch. Returns how many frames were freed, and how many victims somebody else had in hand.
+    fn reclaim(&self, hnode: &Arc<Hnode<P>>, most: usize) -> (usize, usize) {
+        let victims = hnode.pick_victims(most);
+        let spaces: ArrayVec<Option<Arc<Space<P>>>, EVICT_BATCH> = victims.iter().map(|v| self.space(v.space)).collect();
+        let mut batch = Batch::new();
+        let mut in_hand = 0;
+        for (victim, space) in victims.iter().zip(&spaces) {
+            let Some(space) = space else { continue };
+            match self.begin_evict(space, hnode, victim) {
+                Begun::Yes(op, facts) => batch.push((op, facts)),
+                Begun::InHand => in_hand += 1,
+                Begun::No => {}
+            }
+        }
+        self.revoke_batch(batch.iter_mut().map(|(op, _)| op).collect());
+        let mut evicted = 0;
+        for (op, facts) in batch {
+            match self.evict_one(op, &facts) {
+                Evicted::Freed => evicted += 1,
+                Evicted::Wanted => in_hand += 1,
+                Evicted::Stuck => {}
+            }
+        }
+        (evicted, in_hand)
+    }
+
+    /// Marks a victim's page busy, if the page still owns the frame and may go.
+    fn begin_evict<'a>(&'a self, space: &'a Arc<Space<P>>, hnode: &Arc<Hnode<P>>, victim: &Victim) -> Begun<'a, P> {
+        let guard = space.lock();
+        let Some(region) = guard.region_at(victim.va) else { return Begun::InHand };
+        let entry = guard.entry(&region, victim.va);
+        let owns = entry.state.on_device() && entry.hnode == hnode.id && entry.frame == Some(victim.frame);
+        // Whoever has the page busy puts its frame back on a list when done.
+        if !owns || entry.busy {
+            return Begun::InHand;
+        }
+        if entry.pins > 0 || entry.holds > 0 {
+            hnode.resettle(victim.frame, list_of(&entry));
+            return Begun::No;
+        }
+        let touch = Touch { who: Who::Host { may_wait: true }, access: None, cause: Cause::Evict, hot: false, hold: false };
+        let (op, facts) = self.prepare(space, &guard, &region, victim.va, entry, &touch);
+        self.mark_busy(guard, &region, victim.va, entry, true);
+        let owner = op.from.as_ref().expect("a page with a frame has an owner");
+        if !owner.is_fenced() && owner.mmu().harvest_accessed(owner.own_pmap(), op.page) == Some(true) {
+            // A second chance: it was used since it was last asked.
+            self.keep(op, true);
+            return Begun::No;
+        }
+        Begun::Yes(op, facts)
+    }
+
+    /// Ends an operation that left the page where it was.
+    pub(crate) fn keep(&self, op: Op<'_, P>, young: bool) {
+        let page = op.page.start();
+        let mut guard = op.space.lock();
+        let entry = guard.entry(&op.region, page);
+        guard.set_entry(&op.region, page, Entry { busy: false, evicting: false, willneed: false, waiters: false, ..entry });
+        if let Some((hnode, Some(frame))) = &op.old {
+            if young {
+                hnode.settle(*frame, list_of(&entry));
+            } else {
+                hnode.resettle(*frame, list_of(&entry));
+            }
+        }
+        drop(guard);
+        self.wake(op.space, &op.region, op.page, entry.waiters);
+    }
+
+    /// Takes the pages of a batch from their devices, with one invalidation per page table.
+    fn revoke_batch(&self, mut ops: ArrayVec<&mut Op<'_, P>, EVICT_BATCH>) {
+        while let Some(first) = ops.pop() {
+            let context = first.from.clone().expect("a page with a frame has an owner");
+            let mut group = ArrayVec::<&mut Op<'_, P>, EVICT_BATCH>::new();
+            group.push(first);
+            while let Some(at) = ops.iter().position(|op| op.from.as_ref().is_some_and(|c| Arc::ptr_eq(c, &context))) {
+                group.push(ops.swap_remove(at));
+            }
+            let ranges: ArrayVec<VirtRange, EVICT_BATCH> = group.iter().map(|op| op.page).collect();
+            let safe = self.revoke_many(&context, &ranges);
+            for op in group {
+                op.unsafe_to_free = !safe;
+            }
+        }
+    }
+
+    /// Takes several ranges from a context and waits until it can touch none. Returns whether that is certain.
+    pub(crate) fn revoke_many(&self, context: &Context<P>, ranges: &[VirtRange]) -> bool {
+        if let [range] = ranges {
+            return self.revoke(context, *range);
+        }
+        if context.is_dead() || context.is_fenced() {
+            return context.is_dead();
+        }
+        let (mmu, pmap) = (context.mmu(), context.own_pmap());
+        let released = ranges.iter().try_for_each(|range| mmu.pmap_release(pmap, *range));
+        let answer = released.and_then(|()| mmu.tlb_invalidate_coalesced(pmap, ranges));
+        self.counters.coalesced_invalidations.add(1);
+        self.revoked(context, answer)
+    }
+
+    /// Moves one page home whose device cannot touch it any more.
+    fn evict_one(&self, mut op: Op<'_, P>, facts: &Facts) -> Evicted {
+        if self.is_wanted(&op) {
+            self.cancel(op, false);
+            return Evicted::Wanted;
+        }
+        let plan = plan(facts, Wish::Evict);
+        let at = plan.steps.iter().position(|s| *s == Step::CpuMap).unwrap_or(plan.steps.len());
+        let moves: Steps = plan.steps[..at].iter().copied().filter(|s| *s != Step::Revoke).collect();
+        if op.run(&moves).is_err() {
+            self.cancel(op, false);
+            return Evicted::Stuck;
+        }
+        let copied = facts.state == State::Device;
+        if copied {
+            op.home = true;
+        }
+        if self.is_wanted(&op) && !op.unsafe_to_free {
+            self.cancel(op, copied);
+            return Evicted::Wanted;
+        }
+        // Nothing after the copy can fail for an eviction: the CPU's mapping and the replicas' are best effort.
+        let _ = op.run(&plan.steps[at..].iter().copied().collect());
+        let freed = if op.unsafe_to_free { Evicted::Stuck } else { Evicted::Freed };
+        self.count_eviction(facts);
+        self.commit(op, plan.next);
+        freed
+    }
+
+    fn count_eviction(&self, facts: &Facts) {
+        self.counters.evictions.add(1);
+        if facts.state == State::Duplicated {
+            self.counters.clean_evictions.add(1);
+        }
+    }
+
+    fn is_wanted(&self, op: &Op<'_, P>) -> bool {
+        op.space.lock().entry(&op.region, op.page.start()).willneed
+    }
+
+    /// Calls an eviction off. If the page was copied already, both copies are good.
+    fn cancel(&self, op: Op<'_, P>, copied: bool) {
+        self.counters.evictions_cancelled.add(1);
+        let next =
+            if copied { transition(op.state, PageEvent::EvictCancel).expect("an eviction under way can be called off") } else { op.state };
+        op.reenter_owner(next == State::Device);
+        if copied {
+            self.commit(op, next);
+        } else {
+            self.keep(op, true);
+        }
+    }
+
+    /// Revokes a few of the oldest mappings: a page that is touched again before its turn comes becomes young, the others are known to be unused. MMUs
+    /// that report accesses need no sampling.
+    fn sample(&self, hnode: &Arc<Hnode<P>>) {
+        let chosen = hnode.sample(SAMPLES);
+        let spaces: ArrayVec<Option<Arc<Space<P>>>, EVICT_BATCH> = chosen.iter().map(|v| self.space(v.space)).collect();
+        let mut ops = ArrayVec::<Op<'_, P>, EVICT_BATCH>::new();
+        for (victim, space) in chosen.iter().zip(&spaces) {
+            let Some(space) = space else { continue };
+            let guard = space.lock();
+            let Some(region) = guard.region_at(victim.va) else { continue };
+            let entry = guard.entry(&region, victim.va);
+            let owns = entry.state.on_device() && entry.hnode == hnode.id && entry.frame == Some(victim.frame);
+            if !owns || entry.busy || entry.pins > 0 || entry.holds > 0 {
+                continue;
+            }
+            let touch = Touch { who: Who::Host { may_wait: true }, access: None, cause: Cause::Other, hot: false, hold: false };
+            let (op, _) = self.prepare(space, &guard, &region, victim.va, entry, &touch);
+            self.mark_busy(guard, &region, victim.va, entry, false);
+            let owner = op.from.as_ref().expect("a page with a frame has an owner");
+            match if owner.is_fenced() { Some(false) } else { owner.mmu().harvest_accessed(owner.own_pmap(), op.page) } {
+                Some(accessed) => self.keep(op, accessed),
+                None => ops.push(op),
+            }
+        }
+        self.counters.samples.add(ops.len() as u64);
+        self.revoke_batch(ops.iter_mut().collect());
+        for op in ops {
+            self.keep(op, false);
+        }
+    }
+
+    /// A peer wants its pages in `range` taken home (`gm_dev_evict`).
+    pub(crate) fn evict_for_peer(&self, device: DeviceId, pmap: PmapId, range: VirtRange) -> EvictOutcome {
+        let Some((space, context)) = self.device(device).ok().and_then(|d| d.attachment(pmap)) else { return EvictOutcome::NotThere };
+        if !context.is_peer() {
+            return EvictOutcome::Refused;
+        }
+        let mut at = range.start();
+        let mut outcome = EvictOutcome::NotThere;
+        while at < range.end() {
+            let (page, one) = self.evict_peer_page(&space, &context, at);
+            match one {
+                EvictOutcome::Refused => return EvictOutcome::Refused,
+                EvictOutcome::Evicted => outcome = EvictOutcome::Evicted,
+                EvictOutcome::NotThere => {}
+            }
+            at = page;
+        }
+        outcome
+    }
+
+    /// One page of it. Returns where the next begins. Never waits: the peer may be in the middle of a request for another page.
+    fn evict_peer_page(&self, space: &Arc<Space<P>>, context: &Arc<Context<P>>, va: VirtAddr) -> (VirtAddr, EvictOutcome) {
+        let mut guard = space.lock();
+        let Some(region) = guard.region_at(va) else { return (space.range.end(), EvictOutcome::NotThere) };
+        let page = region.page(va);
+        let mut entry = guard.entry(&region, page.start());
+        let owned = entry.state.on_device() && self.hnode(entry.hnode).is_some_and(|h| h.device == context.device.id);
+        if entry.busy || owned && (entry.pins > 0 || entry.holds > 0) {
+            return (page.end(), EvictOutcome::Refused);
+        }
+        if !owned {
+            return (page.end(), EvictOutcome::NotThere);
+        }
+        if ::core::mem::take(&mut entry.willneed) {
+            guard.set_entry(&region, page.start(), entry);
+            self.counters.evictions_cancelled.add(1);
+            return (page.end(), EvictOutcome::Refused);
+        }
+        let touch = Touch { who: Who::Host { may_wait: true }, access: None, cause: Cause::Evict, hot: false, hold: false };
+        let (mut op, facts) = self.prepare(space, &guard, &region, page.start(), entry, &touch);
+        self.mark_busy(guard, &region, page.start(), entry, true);
+        let plan = plan(&facts, Wish::Evict);
+        match op.run(&plan.steps) {
+            Ok(()) => {
+                self.count_eviction(&facts);
+                self.commit(op, plan.next);
+                (page.end(), EvictOutcome::Evicted)
+            }
+            Err(failed) => {
+                self.abandon(op, failed.state);
+                (page.end(), EvictOutcome::Refused)
+            }
+        }
+    }
+}

@@ -1,0 +1,130 @@
+//! Mapping a region.
+
+use crate::context::Context;
+use crate::core::Core;
+use crate::error::RangeError;
+use crate::space::{Inner, Space};
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use gmem_hal::{Backing, ByteLen, Host, Mode, PageSize, Pages, PeerError, Platform, RegionAttrs, SpaceId, VirtAddr, VirtRange};
+
+/// How many ranges are tried when a PEER device uses the addresses for something else.
+pub const MAP_TRIES: usize = 10;
+
+/// A region to map.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct MapRequest {
+    /// The length; a multiple of the page size.
+    pub len: ByteLen,
+    /// Where; a multiple of the page size. `None`: anywhere in the address space, aligned to 2 MiB if the region is as long.
+    pub at: Option<VirtAddr>,
+    /// The region's attributes.
+    pub attrs: RegionAttrs,
+}
+
+impl<P: Platform> Core<P> {
+    /// Maps a region of zeros. Every PEER device reserves the same range; if one uses it otherwise, up to [`MAP_TRIES`] ranges are tried. May block.
+    ///
+    /// # Errors
+    /// See [`RangeError`]; nothing was mapped or reserved.
+    pub fn map(&self, space: SpaceId, request: &MapRequest) -> Result<VirtRange, RangeError> {
+        self.check_enabled().map_err(|_| RangeError::Disabled)?;
+        let space = self.space(space).ok_or(RangeError::NoSuchSpace(space))?;
+        let size = request.attrs.page_size;
+        if request.len.get() == 0 {
+            return Err(RangeError::Empty);
+        }
+        if !request.len.get().is_multiple_of(size.bytes()) || request.at.is_some_and(|at| !at.is_aligned(size)) {
+            return Err(RangeError::Misaligned(size));
+        }
+        self.platform.host().supports(&request.attrs)?;
+        let _gate = space.enter_gate("map").ok_or(RangeError::NoSuchSpace(space.id))?;
+        let peers = self.check_contexts(&space, &request.attrs)?;
+        let bytes = (request.len.get() >> size.shift()) as usize * size_of::<u64>();
+        self.platform.charge(bytes)?;
+        self.map_somewhere(&space, request, &peers).inspect_err(|_| self.platform.uncharge(bytes))
+    }
+
+    /// Whether every attached device can take part in such a region; the peers among them.
+    fn check_contexts(&self, space: &Space<P>, attrs: &RegionAttrs) -> Result<Vec<Arc<Context<P>>>, RangeError> {
+        let inner = space.lock();
+        let mut peers = Vec::new();
+        for context in inner.contexts.iter().filter(|c| c.mode != Mode::Share) {
+            let sizes = context.driver().info().page_sizes;
+            if !sizes.can_map(attrs.page_size) {
+                return Err(RangeError::PageSizeUnsupported(attrs.page_size, sizes));
+            }
+            if context.mode == Mode::Replicate && attrs.backing == Backing::Private {
+                return Err(RangeError::PrivateBacking);
+            }
+            if context.is_peer() && !context.is_fenced() {
+                peers.push(context.clone());
+            }
+        }
+        Ok(peers)
+    }
+
+    fn map_somewhere(&self, space: &Space<P>, request: &MapRequest, peers: &[Arc<Context<P>>]) -> Result<VirtRange, RangeError> {
+        let words = Inner::<P>::entries_for(VirtRange::from_len(VirtAddr::new(0), request.len).ok_or(RangeError::Empty)?, &request.attrs)?;
+        let mut from = space.range.start();
+        for _ in 0..MAP_TRIES {
+            let range = candidate(space, request, from)?;
+            match reserve(peers, range, &request.attrs) {
+                Ok(()) => {
+                    let region = Pages { range, attrs: request.attrs };
+                    if let Err(e) = self.platform.host().region_map(&space.host, &region) {
+                        give_back(peers, range);
+                        return Err(e.into());
+                    }
+                    space.lock().insert(range, request.attrs, words);
+                    return Ok(range);
+                }
+                // The refused range is passed over; the next one begins after it.
+                Err(PeerError::Conflict) if request.at.is_none() => from = range.end(),
+                Err(PeerError::Conflict) => return Err(RangeError::AddressConflict),
+                Err(e) => return Err(e.into()),
+            }
+        }
+        Err(RangeError::AddressConflict)
+    }
+}
+
+fn candidate<P: Platform>(space: &Space<P>, request: &MapRequest, from: VirtAddr) -> Result<VirtRange, RangeError> {
+    let inner = space.lock();
+    let Some(at) = request.at else {
+        // Long regions of small pages begin on 2 MiB too, so that the host can use large pages underneath.
+        let large = request.len.get() >= PageSize::Size2M.bytes();
+        let align = if large { PageSize::Size2M } else { request.attrs.page_size };
+        return inner.find_free(from, space.range.end(), request.len.get(), align).ok_or(RangeError::NoAddressSpace);
+    };
+    let range = VirtRange::from_len(at, request.len).ok_or(RangeError::Empty)?;
+    if !space.range.contains_range(range) {
+        return Err(RangeError::NoAddressSpace);
+    }
+    match inner.regions_in(range).next() {
+        Some(_) => Err(RangeError::NoAddressSpace),
+        None => Ok(range),
+    }
+}
+
+/// Reserves `range` in every peer, or in none.
+fn reserve<P: Platform>(peers: &[Arc<Context<P>>], range: VirtRange, attrs: &RegionAttrs) -> Result<(), PeerError> {
+    for (n, context) in peers.iter().enumerate() {
+        let peer = context.driver().peer().expect("checked when the device was created");
+        if let Err(e) = peer.va_alloc_fixed(context.own_pmap(), range, attrs.prot) {
+            give_back(&peers[..n], range);
+            return Err(e);
+        }
+    }
+    Ok(())
+}
+
+pub(crate) fn give_back<P: Platform>(peers: &[Arc<Context<P>>], range: VirtRange) {
+    for context in peers {
+        let peer = context.driver().peer().expect("checked when the device was created");
+        if !context.is_fenced() && peer.va_free(context.own_pmap(), range).is_err() {
+            // A revoke that failed: the peer's idea of its addresses is not ours any more.
+            context.fence();
+        }
+    }
+}

@@ -1,0 +1,118 @@
+//! Changing what a range allows.
+
+use crate::context::{Context, Table};
+use crate::core::Core;
+use crate::entry::State;
+use crate::error::RangeError;
+use crate::execute::Op;
+use crate::hnode::EVICT_BATCH;
+use crate::space::{Region, Space};
+use crate::unmap::isolate;
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use arrayvec::ArrayVec;
+use gmem_hal::{Host, Mode, Platform, Prot, SpaceId, VirtRange, WaitKind};
+
+impl<P: Platform> Core<P> {
+    /// Changes what CPU and devices may do in `range`, all of which must be mapped. [`Prot::WRITE`] implies [`Prot::READ`]. When it returns, no access that
+    /// `prot` forbids is possible any more; accesses it newly allows are granted as they fault. May block.
+    ///
+    /// # Errors
+    /// [`RangeError::NotMapped`] with the first hole, [`RangeError::Misaligned`]; the host's refusal. Then the old protection is in force everywhere.
+    pub fn protect(&self, space: SpaceId, range: VirtRange, prot: Prot) -> Result<(), RangeError> {
+        let prot = if prot.contains(Prot::WRITE) { Prot::RW } else { prot };
+        let space = self.space(space).ok_or(RangeError::NoSuchSpace(space))?;
+        let _gate = space.enter_gate("protect").ok_or(RangeError::NoSuchSpace(space.id))?;
+        self.check_mapped(&space, range)?;
+        let regions = isolate(&space, range)?;
+        for (n, region) in regions.iter().enumerate() {
+            if let Err(e) = self.protect_region(&space, region, prot) {
+                for done in &regions[..n] {
+                    // Giving back what was allowed before needs nothing that was not there before.
+                    let mut now = *done;
+                    now.attrs.prot = prot;
+                    let _ = self.protect_region(&space, &now, done.attrs.prot);
+                }
+                return Err(e);
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether every page of `range` is mapped.
+    pub(crate) fn check_mapped(&self, space: &Space<P>, range: VirtRange) -> Result<(), RangeError> {
+        let inner = space.lock();
+        let mut at = range.start();
+        for region in inner.regions_in(range) {
+            if region.range.start() > at || region.closing {
+                break;
+            }
+            at = region.range.end();
+        }
+        if at < range.end() { Err(RangeError::NotMapped(at)) } else { Ok(()) }
+    }
+
+    fn protect_region(&self, space: &Arc<Space<P>>, region: &Region, prot: Prot) -> Result<(), RangeError> {
+        let old = region.attrs.prot;
+        // The truth first: operations that begin from here on use the new protection. Those that began before are waited for.
+        space.lock().update(region.range, |r| r.attrs.prot = prot);
+        self.wait_idle(space, region.range);
+        let attrs = gmem_hal::RegionAttrs { prot, ..region.attrs };
+        if let Err(e) = self.platform.host().region_protect(&space.host, &gmem_hal::Pages { range: region.range, attrs }) {
+            space.lock().update(region.range, |r| r.attrs.prot = old);
+            return Err(e.into());
+        }
+        if !prot.contains(old) {
+            self.lower(space, region.range, prot);
+        }
+        Ok(())
+    }
+
+    fn wait_idle(&self, space: &Arc<Space<P>>, range: VirtRange) {
+        let _ = self.for_each_touched(space, range, |_, va| {
+            loop {
+                let guard = space.lock();
+                let Some(region) = guard.region_at(va).filter(|r| guard.entry(r, va).busy) else { return Ok::<(), ()>(()) };
+                space.park(guard, &region, va, WaitKind::BusyPage);
+            }
+        });
+    }
+
+    /// Takes access away from every device table that has pages of `range`, in batches with one invalidation per table.
+    fn lower(&self, space: &Arc<Space<P>>, range: VirtRange, prot: Prot) {
+        let mut batch = ArrayVec::<Op<'_, P>, EVICT_BATCH>::new();
+        let _ = self.for_each_touched(space, range, |state, va| {
+            if state != State::Unmapped
+                && let Some((op, _)) = self.seize(space, va)
+            {
+                batch.push(op);
+                if batch.is_full() {
+                    self.lower_batch(space, ::core::mem::take(&mut batch), prot);
+                }
+            }
+            Ok::<(), ()>(())
+        });
+        self.lower_batch(space, batch, prot);
+    }
+
+    fn lower_batch(&self, space: &Space<P>, batch: ArrayVec<Op<'_, P>, EVICT_BATCH>, prot: Prot) {
+        let contexts: Vec<Arc<Context<P>>> = space.lock().contexts.iter().filter(|c| matches!(c.table, Table::Own(_))).cloned().collect();
+        for context in contexts.iter().filter(|c| !c.is_fenced()) {
+            let has = |op: &&Op<'_, P>| match &op.from {
+                Some(from) => from.device.id == context.device.id,
+                None => context.mode == Mode::Replicate && op.state == State::Host,
+            };
+            let ranges: ArrayVec<VirtRange, EVICT_BATCH> = batch.iter().filter(has).map(|op| op.page).collect();
+            if ranges.is_empty() {
+                continue;
+            }
+            let (mmu, pmap) = (context.mmu(), context.own_pmap());
+            let lowered = ranges.iter().try_for_each(|range| mmu.pmap_protect(pmap, *range, prot));
+            self.revoked(context, lowered.and_then(|()| mmu.tlb_invalidate_coalesced(pmap, &ranges)));
+            self.counters.coalesced_invalidations.add(1);
+        }
+        for op in batch {
+            self.keep(op, false);
+        }
+    }
+}

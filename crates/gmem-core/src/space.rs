@@ -1,0 +1,275 @@
+//! An address space: its regions, their entries, its contexts, and who waits for what.
+//!
+//! Lock letters: `s` the space lock (`Space::inner`), `c` constant after creation, `a` atomic. The space lock is held for table look-ups and state
+//! changes only, never over a callback, a copy or a wait. A hnode's pool lock may be taken inside it, never the other way round.
+
+use crate::context::Context;
+use crate::entry::Entry;
+use crate::zeroed::zeroed;
+use alloc::boxed::Box;
+use alloc::collections::BTreeMap;
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use arrayvec::ArrayVec;
+use gmem_hal::lock_api::{Mutex, MutexGuard};
+use gmem_hal::{DeviceId, Event, HnodeId, Host, OutOfMemory, Pages, Platform, RegionAttrs, SpaceId, VirtAddr, VirtRange, Wait, WaitKind};
+
+/// The most contexts one address space can have; bounds what a fault keeps on its stack.
+pub(crate) const MAX_CONTEXTS: usize = 16;
+
+/// Waiters are spread over this many events by page, so that an operation's end wakes few others.
+const EVENTS: usize = 16;
+
+pub(crate) type HostSpace<P> = <<P as Platform>::Host as Host>::Space;
+pub(crate) type Guard<'a, P> = MutexGuard<'a, <P as Platform>::RawLock, Inner<P>>;
+
+/// A context list short enough for the stack of a signal handler.
+pub(crate) type Contexts<P> = ArrayVec<Arc<Context<P>>, MAX_CONTEXTS>;
+
+pub(crate) struct Space<P: Platform> {
+    pub(crate) id: SpaceId,        // c
+    pub(crate) range: VirtRange,   // c
+    pub(crate) cpu_visible: bool,  // c
+    pub(crate) host: HostSpace<P>, // c
+    inner: Mutex<P::RawLock, Inner<P>>,
+    events: [P::Event; EVENTS],
+    topology: P::Event,
+}
+
+pub(crate) struct Inner<P: Platform> {
+    regions: BTreeMap<VirtAddr, Region>, // s  by start, disjoint
+    tables: Vec<Option<Table>>,          // s
+    pub(crate) contexts: Contexts<P>,    // s
+    /// Hnodes that pages of this address space may live in. Attach adds a device's, detach removes them.
+    pub(crate) allowed: Vec<HnodeId>, // s
+    /// Who changes the set of regions or contexts now; the others wait.
+    gate: Option<&'static str>, // s
+    pub(crate) dying: bool,              // s
+}
+
+/// A mapped range with one set of attributes.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Region {
+    pub(crate) range: VirtRange,
+    pub(crate) attrs: RegionAttrs,
+    /// Being unmapped: faults find nothing here any more.
+    pub(crate) closing: bool,
+    table: usize,
+    table_base: VirtAddr,
+}
+
+impl Region {
+    /// The page that holds `va`.
+    pub(crate) fn page(&self, va: VirtAddr) -> VirtRange {
+        VirtRange::page(va, self.attrs.page_size).expect("a page of a region never wraps")
+    }
+
+    pub(crate) fn pages(&self, range: VirtRange) -> Pages {
+        Pages { range, attrs: self.attrs }
+    }
+
+    fn slot(&self, page: VirtAddr) -> usize {
+        ((page.get() - self.table_base.get()) >> self.attrs.page_size.shift()) as usize
+    }
+}
+
+/// The entries of what was mapped in one call. A region that was split shares it with its other parts.
+struct Table {
+    words: Box<[u64]>,
+    users: usize,
+}
+
+impl<P: Platform> Space<P> {
+    pub(crate) fn new(id: SpaceId, range: VirtRange, cpu_visible: bool, host: HostSpace<P>) -> Self {
+        let inner = Inner {
+            regions: BTreeMap::new(),
+            tables: Vec::new(),
+            contexts: ArrayVec::new(),
+            allowed: Vec::new(),
+            gate: None,
+            dying: false,
+        };
+        let events = ::core::array::from_fn(|_| P::Event::default());
+        Self { id, range, cpu_visible, host, inner: Mutex::new(inner), events, topology: P::Event::default() }
+    }
+
+    pub(crate) fn lock(&self) -> Guard<'_, P> {
+        self.inner.lock()
+    }
+
+    pub(crate) fn event(&self, page: VirtAddr) -> &P::Event {
+        let page = page.get() >> 12;
+        &self.events[((page ^ page >> 4 ^ page >> 9) % EVENTS as u64) as usize]
+    }
+
+    /// Waits until the operation that has `page` busy, or the launches that hold it, may have ended. The lock is dropped.
+    pub(crate) fn park(&self, mut guard: Guard<'_, P>, region: &Region, page: VirtAddr, kind: WaitKind) {
+        let mut entry = guard.entry(region, page);
+        entry.waiters = true;
+        let owner = if entry.evicting {
+            "evict"
+        } else if kind == WaitKind::HeldPage {
+            "launch"
+        } else {
+            "fault or range call"
+        };
+        guard.set_entry(region, page, entry);
+        let event = self.event(page);
+        let epoch = event.epoch();
+        drop(guard);
+        event.wait(epoch, &Wait { kind, space: Some(self.id), at: page, owner });
+    }
+
+    /// Takes the gate: from now on this thread alone changes regions and contexts. `None` if the address space is being destroyed.
+    pub(crate) fn enter_gate(&self, owner: &'static str) -> Option<Gate<'_, P>> {
+        loop {
+            let mut guard = self.lock();
+            if guard.dying {
+                return None;
+            }
+            let Some(current) = guard.gate else {
+                guard.gate = Some(owner);
+                return Some(Gate { space: self });
+            };
+            let epoch = self.topology.epoch();
+            drop(guard);
+            self.topology.wait(epoch, &Wait { kind: WaitKind::Topology, space: Some(self.id), at: self.range.start(), owner: current });
+        }
+    }
+}
+
+/// The right to change regions and contexts; given back on drop.
+pub(crate) struct Gate<'a, P: Platform> {
+    space: &'a Space<P>,
+}
+
+impl<P: Platform> Drop for Gate<'_, P> {
+    fn drop(&mut self) {
+        self.space.lock().gate = None;
+        self.space.topology.signal();
+    }
+}
+
+impl<P: Platform> Inner<P> {
+    /// The region that holds `va`.
+    pub(crate) fn region_at(&self, va: VirtAddr) -> Option<Region> {
+        self.regions.range(..=va).next_back().map(|(_, r)| *r).filter(|r| r.range.contains(va))
+    }
+
+    /// The regions that overlap `range`, in order.
+    pub(crate) fn regions_in(&self, range: VirtRange) -> impl Iterator<Item = Region> {
+        let from = self.region_at(range.start()).map_or(range.start(), |r| r.range.start());
+        self.regions.range(from..range.end()).map(|(_, r)| *r).filter(move |r| r.range.overlaps(range))
+    }
+
+    pub(crate) fn regions(&self) -> impl Iterator<Item = Region> {
+        self.regions.values().copied()
+    }
+
+    /// The first free range of `bytes`, aligned to `align`, at or after `from` and before `end`.
+    pub(crate) fn find_free(&self, from: VirtAddr, end: VirtAddr, bytes: u64, align: gmem_hal::PageSize) -> Option<VirtRange> {
+        let mut at = from.align_up(align)?;
+        if let Some(region) = self.region_at(at) {
+            at = region.range.end().align_up(align)?;
+        }
+        loop {
+            let candidate = VirtRange::from_len(at, gmem_hal::ByteLen(bytes))?;
+            if candidate.end() > end {
+                return None;
+            }
+            match self.regions.range(at..candidate.end()).next() {
+                None => return Some(candidate),
+                Some((_, region)) => at = region.range.end().align_up(align)?,
+            }
+        }
+    }
+
+    /// Adds a region with entries of its own, all untouched.
+    pub(crate) fn insert(&mut self, range: VirtRange, attrs: RegionAttrs, words: Box<[u64]>) {
+        let table = Some(Table { words, users: 1 });
+        let at = match self.tables.iter().position(Option::is_none) {
+            Some(at) => {
+                self.tables[at] = table;
+                at
+            }
+            None => {
+                self.tables.push(table);
+                self.tables.len() - 1
+            }
+        };
+        self.regions.insert(range.start(), Region { range, attrs, closing: false, table: at, table_base: range.start() });
+    }
+
+    /// Entries for `range`, as [`Inner::insert`] wants them.
+    pub(crate) fn entries_for(range: VirtRange, attrs: &RegionAttrs) -> Result<Box<[u64]>, OutOfMemory> {
+        zeroed((range.len().get() >> attrs.page_size.shift()) as usize)
+    }
+
+    /// Makes a region boundary at `va`, if a region spans it.
+    pub(crate) fn split(&mut self, va: VirtAddr) {
+        let Some(region) = self.region_at(va).filter(|r| r.range.start() != va) else { return };
+        let (left, right) = (VirtRange::new(region.range.start(), va), VirtRange::new(va, region.range.end()));
+        let (Some(left), Some(right)) = (left, right) else { return };
+        self.table_mut(&region).users += 1;
+        self.regions.insert(left.start(), Region { range: left, ..region });
+        self.regions.insert(right.start(), Region { range: right, ..region });
+    }
+
+    /// Changes every region wholly inside `range`.
+    pub(crate) fn update(&mut self, range: VirtRange, mut change: impl FnMut(&mut Region)) {
+        for (_, region) in self.regions.range_mut(range.start()..range.end()) {
+            change(region);
+        }
+    }
+
+    /// Removes a region. Returns the bytes of entries that were freed with it.
+    pub(crate) fn remove(&mut self, start: VirtAddr) -> usize {
+        let Some(region) = self.regions.remove(&start) else { return 0 };
+        let table = self.table_mut(&region);
+        table.users -= 1;
+        if table.users > 0 {
+            return 0;
+        }
+        let bytes = table.words.len() * size_of::<u64>();
+        self.tables[region.table] = None;
+        bytes
+    }
+
+    /// Bytes of entries.
+    pub(crate) fn table_bytes(&self) -> usize {
+        self.tables.iter().flatten().map(|t| t.words.len() * size_of::<u64>()).sum()
+    }
+
+    fn table(&self, region: &Region) -> &Table {
+        self.tables[region.table].as_ref().expect("a region's table lives as long as the region")
+    }
+
+    fn table_mut(&mut self, region: &Region) -> &mut Table {
+        self.tables[region.table].as_mut().expect("a region's table lives as long as the region")
+    }
+
+    pub(crate) fn entry(&self, region: &Region, page: VirtAddr) -> Entry {
+        Entry::unpack(self.table(region).words[region.slot(page)])
+    }
+
+    pub(crate) fn set_entry(&mut self, region: &Region, page: VirtAddr, entry: Entry) {
+        let slot = region.slot(page);
+        self.table_mut(region).words[slot] = entry.pack();
+    }
+
+    /// The first page in `range` at or after `from` that somebody has touched, looking at no more than `most` pages; or where to go on looking.
+    pub(crate) fn next_touched(&self, region: &Region, from: VirtAddr, end: VirtAddr, most: usize) -> Result<VirtAddr, Option<VirtAddr>> {
+        let (first, last) = (region.slot(from), region.slot(end));
+        let words = &self.table(region).words[first..last.min(first.saturating_add(most))];
+        let page = |slot: usize| VirtAddr::new(from.get() + ((slot as u64) << region.attrs.page_size.shift()));
+        match words.iter().position(|word| !Entry::is_untouched(*word)) {
+            Some(slot) => Ok(page(slot)),
+            None if first + words.len() < last => Err(Some(page(words.len()))),
+            None => Err(None),
+        }
+    }
+
+    pub(crate) fn context_of(&self, device: DeviceId) -> Option<Arc<Context<P>>> {
+        self.contexts.iter().find(|c| c.device.id == device).cloned()
+    }
+}

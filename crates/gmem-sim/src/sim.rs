@@ -1,0 +1,252 @@
+//! One simulated machine: what its host and its devices share.
+
+use crate::device::Dram;
+use crate::host::HostState;
+use crate::index::{FrameIndex, Use};
+use crate::inject::Injector;
+use crate::sched::{self, Reason};
+use crate::trace::Trace;
+use crate::{Callback, Coverage, Injected, Rng, SimClock, TraceEvent};
+use gmem_hal::{ByteLen, HnodeId, PhysAddr, PmapId, Prot};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// Which draws of the seed belong to whom.
+pub(crate) mod stream {
+    pub(crate) const INJECTOR: u64 = 1;
+    pub(crate) const HOST: u64 = 2;
+    pub(crate) const DEVICE: u64 = 0x100;
+}
+
+/// Locks a mutex of the simulation itself. Contract panics pass while some are held; the state behind them is still whole.
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Things that are allowed to happen, as on hardware, and that a correct core never causes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Hazards {
+    /// Device accesses that used a cached translation which the table no longer holds.
+    pub stale_accesses: u64,
+    /// Device accesses that reached memory which no longer exists (a freed home).
+    pub wild_accesses: u64,
+}
+
+/// A simulated machine.
+///
+/// It owns the seed, the clock, the trace and the injector; [`crate::SimPlatform`], [`crate::SimHost`] and [`crate::SimDevice`] are made on it and share them.
+/// All state is behind uncontended locks that are never held where control may pass to another thread of control.
+pub struct Sim {
+    seed: u64,
+    clock: SimClock,
+    trace: Mutex<Trace>,
+    injector: Mutex<Injector>,
+    pub(crate) index: Mutex<FrameIndex>,
+    pub(crate) host: Mutex<HostState>,
+    pub(crate) pools: Mutex<BTreeMap<HnodeId, Arc<Dram>>>,
+    hazards: Mutex<Hazards>,
+    /// Contexts that could not be stopped after a revoke failed. The core knows; what they do is contained by quarantine.
+    runaways: Mutex<BTreeSet<PmapId>>,
+    next_pmap: AtomicU64,
+    next_device: AtomicU64,
+}
+
+impl Sim {
+    /// A machine in which `seed` decides everything that is left to chance.
+    pub fn new(seed: u64) -> Arc<Self> {
+        Arc::new(Self {
+            seed,
+            clock: SimClock::default(),
+            trace: Mutex::default(),
+            injector: Mutex::new(Injector::new(Rng::stream(seed, stream::INJECTOR))),
+            index: Mutex::default(),
+            host: Mutex::new(HostState::new(Rng::stream(seed, stream::HOST))),
+            pools: Mutex::default(),
+            hazards: Mutex::default(),
+            runaways: Mutex::default(),
+            next_pmap: AtomicU64::new(1),
+            next_device: AtomicU64::new(0),
+        })
+    }
+
+    /// The seed.
+    pub fn seed(&self) -> u64 {
+        self.seed
+    }
+
+    /// The clock.
+    pub fn clock(&self) -> &SimClock {
+        &self.clock
+    }
+
+    /// A hash of everything that happened so far.
+    pub fn trace_hash(&self) -> u64 {
+        lock(&self.trace).hash()
+    }
+
+    /// How many events happened so far.
+    pub fn trace_events(&self) -> u64 {
+        lock(&self.trace).events()
+    }
+
+    /// The last events, oldest first.
+    pub fn trace_tail(&self) -> Vec<TraceEvent> {
+        lock(&self.trace).tail()
+    }
+
+    /// What happened so far that a correct core never causes.
+    pub fn hazards(&self) -> Hazards {
+        *lock(&self.hazards)
+    }
+
+    /// The `n`th call of `callback` from now (the first is 1) fails with `error`, once.
+    ///
+    /// # Panics
+    /// If the callback cannot answer with this kind of error.
+    pub fn fail_nth(&self, callback: Callback, n: u64, error: Injected) {
+        lock(&self.injector).nth(callback, None, n, error);
+    }
+
+    /// The same for the device numbered `device` in the order of making: the first of its calls that comes as `n`th or later of all.
+    pub fn fail_nth_on(&self, device: u32, callback: Callback, n: u64, error: Injected) {
+        lock(&self.injector).nth(callback, Some(device), n, error);
+    }
+
+    /// Each call of `callback` fails with `error` with a probability of `per_mille` in a thousand.
+    pub fn fail_chance(&self, callback: Callback, per_mille: u16, error: Injected) {
+        lock(&self.injector).chance(callback, None, per_mille, error);
+    }
+
+    /// The same for one device.
+    pub fn fail_chance_on(&self, device: u32, callback: Callback, per_mille: u16, error: Injected) {
+        lock(&self.injector).chance(callback, Some(device), per_mille, error);
+    }
+
+    /// Forgets every failure asked for.
+    pub fn clear_failures(&self) {
+        lock(&self.injector).clear();
+    }
+
+    /// Suspends (`false`) or resumes (`true`) the failures asked for.
+    pub fn enable_failures(&self, enabled: bool) {
+        lock(&self.injector).set_enabled(enabled);
+    }
+
+    /// How often `callback` was called, and made to fail.
+    pub fn coverage(&self, callback: Callback) -> Coverage {
+        lock(&self.injector).coverage(callback)
+    }
+
+    /// The callbacks that were never called.
+    pub fn never_called(&self) -> Vec<Callback> {
+        Callback::ALL.iter().copied().filter(|c| self.coverage(*c).calls == 0).collect()
+    }
+
+    /// The memory behind a physical address, read without a trace and without checks: for tests that look behind the scenes.
+    pub fn peek(&self, at: PhysAddr, buf: &mut [u8]) {
+        self.memory_read(at, buf);
+    }
+
+    /// Everything a callback does first: it must not run under a lock, others may go first, it is recorded, and it may have to fail.
+    pub(crate) fn callback(&self, callback: Callback, device: Option<u32>, args: [u64; 3]) -> Option<Injected> {
+        sched::assert_no_lock_held(callback.name());
+        sched::yield_point(Reason::Callback(callback.name()));
+        self.count(callback, device, args)
+    }
+
+    /// The same for a call that may come under a lock.
+    pub(crate) fn count(&self, callback: Callback, device: Option<u32>, args: [u64; 3]) -> Option<Injected> {
+        let who = device.map_or(u64::MAX, u64::from);
+        self.event(callback.name(), [who, args[0], args[1], args[2]]);
+        let injected = lock(&self.injector).check(callback, device);
+        if injected.is_some() {
+            self.event("injected", [who, callback as u64, 0, 0]);
+        }
+        injected
+    }
+
+    pub(crate) fn event(&self, what: &'static str, args: [u64; 4]) {
+        lock(&self.trace).event(what, args);
+    }
+
+    pub(crate) fn event_bytes(&self, what: &'static str, args: [u64; 4], bytes: &[u8]) {
+        let mut trace = lock(&self.trace);
+        trace.event(what, args);
+        trace.bytes(bytes);
+    }
+
+    pub(crate) fn new_pmap(&self) -> PmapId {
+        PmapId(self.next_pmap.fetch_add(1, Relaxed))
+    }
+
+    pub(crate) fn new_device(&self) -> u32 {
+        self.next_device.fetch_add(1, Relaxed) as u32
+    }
+
+    pub(crate) fn stale_access(&self) {
+        lock(&self.hazards).stale_accesses += 1;
+    }
+
+    fn wild_access(&self, at: PhysAddr) {
+        self.event("wild_access", [u64::from(at.hnode.0), at.addr, 0, 0]);
+        lock(&self.hazards).wild_accesses += 1;
+    }
+
+    /// Reads memory as hardware does: whatever is there. Memory that no longer exists reads as 0xdd.
+    pub(crate) fn memory_read(&self, at: PhysAddr, buf: &mut [u8]) {
+        let there = match self.pool(at.hnode) {
+            Some(dram) => dram.read(at.addr, buf),
+            None => lock(&self.host).read_home(at, buf),
+        };
+        if !there {
+            buf.fill(0xdd);
+            self.wild_access(at);
+        }
+    }
+
+    /// Writes memory as hardware does. A write to memory that no longer exists is lost.
+    pub(crate) fn memory_write(&self, at: PhysAddr, buf: &[u8]) {
+        let there = match self.pool(at.hnode) {
+            Some(dram) => dram.write(at.addr, buf),
+            None => lock(&self.host).write_home(at, buf),
+        };
+        if !there {
+            self.wild_access(at);
+        }
+    }
+
+    fn pool(&self, hnode: HnodeId) -> Option<Arc<Dram>> {
+        lock(&self.pools).get(&hnode).cloned()
+    }
+
+    /// A context could not be stopped by force.
+    pub(crate) fn add_runaway(&self, pmap: PmapId) {
+        lock(&self.runaways).insert(pmap);
+    }
+
+    /// Whether a context could not be stopped by force.
+    pub(crate) fn is_runaway(&self, pmap: PmapId) -> bool {
+        lock(&self.runaways).contains(&pmap)
+    }
+
+    /// Panics if a device could still reach a byte of the memory: it is about to be filled, freed or used for another page.
+    pub(crate) fn assert_unreachable(&self, at: PhysAddr, len: ByteLen, doing: &str) {
+        let runaways = lock(&self.runaways);
+        // A device frame that a runaway reaches is quarantined. Homes cannot be: they belong to their addresses.
+        let counts = |u: &Use| at.hnode != HnodeId::HOST || !runaways.contains(&u.pmap);
+        if let Some((frame, by)) = lock(&self.index).find(at, len, counts) {
+            panic!("{doing} {at:?} ({len}) while {by:?} still reaches it as {frame:?}: its shootdown is not done");
+        }
+    }
+
+    /// Panics if a device could still write a byte of the memory, which is about to be copied: the write would be lost.
+    pub(crate) fn assert_unwritable(&self, at: PhysAddr, len: ByteLen, doing: &str) {
+        let runaways = lock(&self.runaways);
+        // What a runaway writes after the core gave it up is nobody's loss.
+        let counts = |u: &Use| u.prot.contains(Prot::WRITE) && !runaways.contains(&u.pmap);
+        if let Some((frame, by)) = lock(&self.index).find(at, len, counts) {
+            panic!("{doing} {at:?} ({len}) while {by:?} can still write it as {frame:?}: a write could be lost");
+        }
+    }
+}

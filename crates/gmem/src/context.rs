@@ -1,0 +1,220 @@
+//! A device attached to an address space, and launches on it.
+
+use crate::args::Args;
+use crate::device::Device;
+use crate::error::Error;
+use crate::runtime::Runtime;
+use crate::space::AddressSpace;
+use gmem_accel::Kernel;
+use gmem_core::HoldRange;
+use gmem_hal::{Capabilities, DeviceError, FaultError, LaunchError, LaunchRequest, Mode, PmapId, Ticket};
+use std::marker::PhantomData;
+use std::sync::{Mutex, PoisonError};
+
+/// A device attached to an address space. Detached on drop.
+#[derive(Debug)]
+pub struct Context {
+    space: AddressSpace,
+    device: Device,
+    mode: Mode,
+    detached: bool,
+}
+
+impl Context {
+    pub(crate) fn new(space: AddressSpace, device: Device, mode: Mode) -> Self {
+        Self { space, device, mode, detached: false }
+    }
+
+    /// The address space.
+    pub fn space(&self) -> &AddressSpace {
+        &self.space
+    }
+
+    /// The device.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// How the device takes part.
+    pub fn mode(&self) -> Mode {
+        self.mode
+    }
+
+    /// Whether the context was stopped for good after a failure of its device. Its data is safe; detach it and attach again.
+    pub fn is_fenced(&self) -> bool {
+        self.runtime().call(|core| core.context(self.space.id(), self.device.id())).is_none_or(|c| c.fenced)
+    }
+
+    /// The page table the context uses, as its driver knows it; `None` for the CPU's.
+    pub fn pmap(&self) -> Option<PmapId> {
+        self.runtime().call(|core| core.context(self.space.id(), self.device.id()))?.pmap
+    }
+
+    /// Runs a kernel on every core of the device and waits for its end.
+    ///
+    /// On a device that cannot replay faults the memory named in `args` is brought in and held first; the launch can touch nothing else.
+    ///
+    /// # Safety
+    /// `args` are what the kernel was written for: the same number and kinds, with slices as long as it goes through, and everything it writes named by
+    /// [`Args::write`] or [`Args::writes`].
+    ///
+    /// # Errors
+    /// [`Error::Launch`]: an address that could not be resolved, a crash of the kernel, or the death of the device; [`Error::Range`] if the memory named cannot be
+    /// held; [`Error::Fenced`] after an earlier failure.
+    pub unsafe fn run(&self, kernel: &Kernel, args: Args<'_>) -> Result<(), Error> {
+        self.scope(|scope| {
+            // SAFETY: forwarded to the caller.
+            let launch = unsafe { scope.launch(kernel, args) }?;
+            launch.wait()
+        })
+    }
+
+    /// Launches kernels that run at the same time as the closure. Every launch has ended when this returns, whatever the closure does with its
+    /// handle, so arguments may borrow anything that outlives the call.
+    pub fn scope<'env, T>(&'env self, work: impl for<'scope> FnOnce(&'scope Scope<'scope, 'env>) -> T) -> T {
+        let scope = Scope { context: self, running: Mutex::new(Vec::new()), scope: PhantomData, env: PhantomData };
+        // Ends every launch, also if the closure panics.
+        let guard = Ending(&scope.running, self);
+        let result = work(&scope);
+        drop(guard);
+        result
+    }
+
+    /// Detaches the device: its pages come home.
+    ///
+    /// # Errors
+    /// [`Error::Detach`] if data would be lost; the context is kept alive and can be detached later by its address space's end.
+    pub fn detach(mut self) -> Result<(), Error> {
+        self.detached = true;
+        self.runtime().call(|core| core.detach(self.space.id(), self.device.id()))?;
+        Ok(())
+    }
+
+    fn runtime(&self) -> &Runtime {
+        &self.space.inner.runtime
+    }
+
+    fn start(&self, kernel: &Kernel, args: &Args<'_>) -> Result<Running, Error> {
+        let replay = self.device.info().capabilities.contains(Capabilities::REPLAYABLE) || self.mode == Mode::Share;
+        let touched: &[HoldRange] = args.touched();
+        let (space, device) = (self.space.id(), self.device.id());
+        self.runtime().call(|core| {
+            let context = core.context(space, device).filter(|c| !c.fenced).ok_or(Error::Fenced)?;
+            core.switch(device, Some(space))?;
+            let held = if replay { Vec::new() } else { touched.to_vec() };
+            core.hold(space, device, &held)?;
+            let request = LaunchRequest { pmap: context.pmap, kernel: kernel.name, args: args.words(), replay };
+            match self.compute().and_then(|compute| Ok(compute.start(&request)?)) {
+                Ok(ticket) => Ok(Running { ticket, held }),
+                Err(e) => {
+                    core.unhold(space, &held)?;
+                    Err(e)
+                }
+            }
+        })
+    }
+
+    fn compute(&self) -> Result<&dyn gmem_hal::Compute, Error> {
+        self.device.inner.driver.compute().ok_or(Error::NoCompute)
+    }
+
+    fn wait(&self, running: &Running) -> Result<(), Error> {
+        self.runtime().call(|core| {
+            let result = self.compute().and_then(|compute| Ok(compute.wait(running.ticket)?));
+            core.unhold(self.space.id(), &running.held)?;
+            result
+        })
+    }
+}
+
+impl Drop for Context {
+    fn drop(&mut self) {
+        if !self.detached {
+            // What cannot come home stays reachable through the address space, whose end is the last resort.
+            let _ = self.runtime().call(|core| core.detach(self.space.id(), self.device.id()));
+        }
+    }
+}
+
+/// A launch that was started.
+#[derive(Clone, Debug)]
+struct Running {
+    ticket: Ticket,
+    held: Vec<HoldRange>,
+}
+
+/// Launches that may run at the same time. Made by [`Context::scope`].
+#[derive(Debug)]
+pub struct Scope<'scope, 'env: 'scope> {
+    context: &'env Context,
+    running: Mutex<Vec<Running>>,
+    scope: PhantomData<&'scope mut &'scope ()>,
+    env: PhantomData<&'env mut &'env ()>,
+}
+
+/// A launch under way in a [`Scope`].
+#[derive(Debug)]
+pub struct Launch<'scope> {
+    context: &'scope Context,
+    running: &'scope Mutex<Vec<Running>>,
+    ticket: Ticket,
+}
+
+impl<'scope, 'env> Scope<'scope, 'env> {
+    /// Starts a kernel on every core of the device. Launches of one context run in the order they were started.
+    ///
+    /// # Safety
+    /// As for [`Context::run`].
+    ///
+    /// # Errors
+    /// As for [`Context::run`], as far as they show before the kernel runs.
+    pub unsafe fn launch(&'scope self, kernel: &Kernel, args: Args<'env>) -> Result<Launch<'scope>, Error> {
+        let running = self.context.start(kernel, &args)?;
+        let ticket = running.ticket;
+        self.running.lock().unwrap_or_else(PoisonError::into_inner).push(running);
+        Ok(Launch { context: self.context, running: &self.running, ticket })
+    }
+}
+
+impl Launch<'_> {
+    /// Waits for the launch to end.
+    ///
+    /// # Errors
+    /// [`Error::Launch`].
+    pub fn wait(self) -> Result<(), Error> {
+        let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        let at = running.iter().position(|r| r.ticket == self.ticket);
+        let Some(at) = at else { return Err(Error::Launch(LaunchError::BadRequest)) };
+        let one = running.remove(at);
+        drop(running);
+        // If waiting panics the scope must not end before the kernel; nothing in it does.
+        self.context.wait(&one)
+    }
+}
+
+/// Ends what a scope started.
+struct Ending<'a>(&'a Mutex<Vec<Running>>, &'a Context);
+
+impl Drop for Ending<'_> {
+    fn drop(&mut self) {
+        loop {
+            let next = self.0.lock().unwrap_or_else(PoisonError::into_inner).pop();
+            let Some(running) = next else { return };
+            // Nobody asked how it ended.
+            let _ = self.1.wait(&running);
+        }
+    }
+}
+
+/// What a launch error means for the context: the fault of a device that is gone is a matter of the device.
+impl Error {
+    /// Whether the device of the context died or does not answer, so that only detaching and attaching again helps.
+    pub fn is_device_gone(&self) -> bool {
+        matches!(
+            self,
+            Self::Fenced
+                | Self::Launch(LaunchError::Device(DeviceError::Dead | DeviceError::NoAnswer))
+                | Self::Launch(LaunchError::Fault { error: FaultError::Fenced, .. })
+        )
+    }
+}

@@ -1,0 +1,87 @@
+//! The facade's error: which call failed, and why.
+
+use gmem_core::{AttachError, DetachError, DeviceCallError, RangeError, SpaceError};
+use gmem_hal::{DeviceError, LaunchError};
+use std::fmt;
+
+/// A call failed; nothing it began is left behind.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum Error {
+    /// gmem is switched off by `GMEM=off` in the environment.
+    Disabled,
+    /// gmem's own threads or the host could not be started.
+    Start(String),
+    /// A software accelerator cannot be as described.
+    Build(accel::BuildError),
+    /// Adding, removing or switching a device.
+    Device(DeviceCallError),
+    /// Making an address space.
+    Space(SpaceError),
+    /// Attaching a device.
+    Attach(AttachError),
+    /// Detaching a device.
+    Detach(DetachError),
+    /// Mapping, protecting, moving or holding memory.
+    Range(RangeError),
+    /// Running a kernel.
+    Launch(LaunchError),
+    /// The device of this context was stopped after a failure: detach it and attach again.
+    Fenced,
+    /// A device that cannot replay faults was given a launch that does not say what it touches.
+    NothingNamed,
+    /// The device offers no way to run kernels through gmem.
+    NoCompute,
+    /// The length in bytes overflows, or is zero.
+    Length,
+}
+
+use gmem_accel as accel;
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Disabled => f.write_str("gmem is switched off (GMEM=off): unset the variable to use it"),
+            Self::Start(what) => f.write_str(what),
+            Self::Build(e) => e.fmt(f),
+            Self::Device(e) => e.fmt(f),
+            Self::Space(e) => write!(f, "no address space: {e}"),
+            Self::Attach(e) => write!(f, "not attached: {e}"),
+            Self::Detach(e) => write!(f, "not detached: {e}"),
+            Self::Range(e) => e.fmt(f),
+            Self::Launch(e) => write!(f, "the launch failed: {e}"),
+            Self::Fenced => f.write_str("the device was stopped after a failure: detach it and attach again"),
+            Self::NothingNamed => f.write_str("this device cannot replay faults: name the memory the launch touches in its arguments"),
+            Self::NoCompute => f.write_str("this device offers no way to run kernels"),
+            Self::Length => f.write_str("the length is zero or overflows"),
+        }
+    }
+}
+
+impl std::error::Error for Error {}
+
+macro_rules! from {
+    ($($from:ty => $variant:ident),* $(,)?) => {
+        $(impl From<$from> for Error {
+            fn from(e: $from) -> Self {
+                Self::$variant(e)
+            }
+        })*
+    };
+}
+
+from! {
+    accel::BuildError => Build,
+    DeviceCallError => Device,
+    SpaceError => Space,
+    AttachError => Attach,
+    DetachError => Detach,
+    RangeError => Range,
+    LaunchError => Launch,
+}
+
+impl From<DeviceError> for Error {
+    fn from(e: DeviceError) -> Self {
+        Self::Device(DeviceCallError::Device(e))
+    }
+}

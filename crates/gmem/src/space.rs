@@ -1,0 +1,238 @@
+//! Address spaces.
+
+use crate::context::Context;
+use crate::device::Device;
+use crate::error::Error;
+use crate::region::Region;
+use crate::runtime::{Gmem, Runtime};
+use crate::unified::UnifiedVec;
+use bytemuck::Pod;
+use gmem_core::{MapRequest, Residence, SpaceError};
+use gmem_hal::{Access, Backing, ByteLen, Delivery, HostError, Mode, PageSize, Prot, RegionAttrs, SpaceId, VirtAddr, VirtRange};
+use std::fmt;
+use std::sync::Arc;
+
+/// Where address spaces are placed when nothing is said: far below the addresses the kernel gives out by itself and far above programs, so that a device
+/// process finds the same addresses free.
+const FIRST_PLACE: u64 = 0x1000_0000_0000;
+const LAST_PLACE: u64 = 0x4000_0000_0000;
+const DEFAULT_LEN: u64 = 1 << 40;
+
+/// One virtual address space that the CPU and the attached devices share.
+///
+/// Clones name the same address space. It is destroyed when the last clone, context and buffer of it is gone.
+#[derive(Clone)]
+pub struct AddressSpace {
+    pub(crate) inner: Arc<Inner>,
+}
+
+pub(crate) struct Inner {
+    pub(crate) runtime: Arc<Runtime>,
+    pub(crate) id: SpaceId,
+    pub(crate) range: VirtRange,
+}
+
+/// What an address space should be.
+#[derive(Clone, Debug)]
+pub struct SpaceBuilder {
+    gmem: Gmem,
+    len: u64,
+    at: Option<VirtAddr>,
+    cpu_visible: bool,
+}
+
+impl Gmem {
+    /// An address space: 1 TiB, placed where it is free, visible to the CPU, unless said otherwise.
+    pub fn address_space(&self) -> SpaceBuilder {
+        SpaceBuilder { gmem: self.clone(), len: DEFAULT_LEN, at: None, cpu_visible: true }
+    }
+}
+
+impl SpaceBuilder {
+    /// How many addresses, in bytes: a multiple of 2 MiB. They cost nothing until they are used.
+    pub fn len(mut self, bytes: u64) -> Self {
+        self.len = bytes;
+        self
+    }
+
+    /// Where, if a device wants it somewhere in particular.
+    pub fn at(mut self, start: VirtAddr) -> Self {
+        self.at = Some(start);
+        self
+    }
+
+    /// Only devices see it: its addresses mean nothing to the CPU, and may overlap those of other address spaces.
+    pub fn devices_only(mut self) -> Self {
+        self.cpu_visible = false;
+        self
+    }
+
+    /// Makes it.
+    ///
+    /// # Errors
+    /// [`Error::Space`] if the addresses are taken, [`Error::Length`] if there are none.
+    pub fn create(self) -> Result<AddressSpace, Error> {
+        let runtime = self.gmem.runtime.clone();
+        let place = |start: u64| VirtRange::from_len(VirtAddr::new(start), ByteLen(self.len)).ok_or(Error::Length);
+        let (id, range) = match self.at {
+            Some(at) => {
+                let range = place(at.get())?;
+                (runtime.call(|core| core.space_create(range, self.cpu_visible))?, range)
+            }
+            None => {
+                let mut start = FIRST_PLACE;
+                loop {
+                    let range = place(start)?;
+                    match runtime.call(|core| core.space_create(range, self.cpu_visible)) {
+                        Ok(id) => break (id, range),
+                        Err(SpaceError::Clash(_) | SpaceError::Host(HostError::AddressInUse)) if range.end().get() < LAST_PLACE => {
+                            start = range.end().align_up(PageSize::Size2M).ok_or(Error::Length)?.get();
+                        }
+                        Err(e) => return Err(e.into()),
+                    }
+                }
+            }
+        };
+        Ok(AddressSpace { inner: Arc::new(Inner { runtime, id, range }) })
+    }
+}
+
+impl AddressSpace {
+    /// The id.
+    pub fn id(&self) -> SpaceId {
+        self.inner.id
+    }
+
+    /// The addresses.
+    pub fn range(&self) -> VirtRange {
+        self.inner.range
+    }
+
+    /// Attaches a device and makes the context its current one. What is mapped already is the device's too from now on.
+    ///
+    /// # Errors
+    /// [`Error::Attach`].
+    pub fn attach(&self, device: &Device, mode: Mode) -> Result<Context, Error> {
+        self.inner.runtime.call(|core| core.attach(self.inner.id, device.inner.id, mode, true))?;
+        Ok(Context::new(self.clone(), device.clone(), mode))
+    }
+
+    /// A region: 2 MiB pages, shared backing, faults resolved by gmem's thread, unless said otherwise.
+    pub fn region(&self) -> RegionBuilder {
+        RegionBuilder { space: self.clone(), attrs: RegionAttrs::default(), at: None }
+    }
+
+    /// A vector of `len` zeroed elements, in a region of its own.
+    ///
+    /// # Errors
+    /// [`Error::Range`] if there is no room, [`Error::Length`] if the length is zero or overflows.
+    pub fn vec<T: Pod>(&self, len: usize) -> Result<UnifiedVec<T>, Error> {
+        self.region().vec(len)
+    }
+
+    /// Where the pages of `range` are now.
+    ///
+    /// # Errors
+    /// None for a range of this address space; holes are left out.
+    pub fn residency(&self, range: VirtRange) -> Result<Vec<Residence>, Error> {
+        Ok(self.inner.runtime.call(|core| core.residency(self.inner.id, range))?)
+    }
+
+    /// Brings the pages of `range` to a device, or home with `None`, and returns how many moved.
+    ///
+    /// # Errors
+    /// [`Error::Range`] with the first page that could not be brought.
+    pub fn prefetch(&self, range: VirtRange, device: Option<&Device>, access: Access) -> Result<usize, Error> {
+        Ok(self.inner.runtime.call(|core| core.prefetch(self.inner.id, range, device.map(Device::id), access))?)
+    }
+
+    /// Keeps the pages of `range` from being evicted until [`AddressSpace::unpin`].
+    ///
+    /// # Errors
+    /// [`Error::Range`]; then nothing was pinned.
+    pub fn pin(&self, range: VirtRange) -> Result<(), Error> {
+        Ok(self.inner.runtime.call(|core| core.pin(self.inner.id, range))?)
+    }
+
+    /// Takes one [`AddressSpace::pin`] back.
+    ///
+    /// # Errors
+    /// [`Error::Range`] with the first page that has no pin.
+    pub fn unpin(&self, range: VirtRange) -> Result<(), Error> {
+        Ok(self.inner.runtime.call(|core| core.unpin(self.inner.id, range))?)
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        // Buffers and contexts keep the address space alive, so nothing of it is in use.
+        let _ = self.runtime.call(|core| core.space_destroy(self.id));
+    }
+}
+
+impl fmt::Debug for AddressSpace {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("AddressSpace").field("id", &self.inner.id).field("range", &self.inner.range).finish()
+    }
+}
+
+/// What a region should be.
+#[derive(Clone, Debug)]
+pub struct RegionBuilder {
+    space: AddressSpace,
+    attrs: RegionAttrs,
+    at: Option<VirtAddr>,
+}
+
+impl RegionBuilder {
+    /// The unit of residency and transfer.
+    pub fn page_size(mut self, size: PageSize) -> Self {
+        self.attrs.page_size = size;
+        self
+    }
+
+    /// Where the host keeps the bytes.
+    pub fn backing(mut self, backing: Backing) -> Self {
+        self.attrs.backing = backing;
+        self
+    }
+
+    /// Who resolves CPU faults.
+    pub fn delivery(mut self, delivery: Delivery) -> Self {
+        self.attrs.delivery = delivery;
+        self
+    }
+
+    /// What may be done there.
+    pub fn prot(mut self, prot: Prot) -> Self {
+        self.attrs.prot = prot;
+        self
+    }
+
+    /// Where, a multiple of the page size.
+    pub fn at(mut self, start: VirtAddr) -> Self {
+        self.at = Some(start);
+        self
+    }
+
+    /// Maps `bytes` zero bytes, rounded up to whole pages.
+    ///
+    /// # Errors
+    /// [`Error::Range`], [`Error::Length`].
+    pub fn map(self, bytes: u64) -> Result<Region, Error> {
+        let len = bytes.checked_next_multiple_of(self.attrs.page_size.bytes()).filter(|len| *len > 0).ok_or(Error::Length)?;
+        let request = MapRequest { len: ByteLen(len), at: self.at, attrs: self.attrs };
+        let range = self.space.inner.runtime.call(|core| core.map(self.space.inner.id, &request))?;
+        Ok(Region::new(self.space, range, self.attrs))
+    }
+
+    /// A vector of `len` zeroed elements in such a region. The region must be readable and writable.
+    ///
+    /// # Errors
+    /// [`Error::Range`], [`Error::Length`].
+    pub fn vec<T: Pod>(mut self, len: usize) -> Result<UnifiedVec<T>, Error> {
+        self.attrs.prot = Prot::RW;
+        let bytes = len.checked_mul(size_of::<T>()).ok_or(Error::Length)?;
+        UnifiedVec::new(self.map(bytes as u64)?, len)
+    }
+}
