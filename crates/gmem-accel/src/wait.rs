@@ -95,60 +95,82 @@ impl Bell<'_> {
     }
 }
 
-/// How long a thread looks before it sleeps. It learns: looking that does not help gets shorter, and a sleep that ended soon makes it long again.
+/// How long a thread looks before it sleeps, and what it learned about that.
 ///
-/// Waking a sleeping thread costs tens of microseconds on a virtual machine, but a thread that looks takes a core from whoever it waits for;
-/// hence the learning. It does not yield between looks: among busy threads a yield gives a whole time slice away, while a sleeper that is woken
-/// runs at once.
+/// Waking a sleeping thread costs tens of microseconds on a virtual machine, so a thread had better look for an answer that comes soon. But when cores
+/// are scarce, the one who looks keeps the one who would answer from running. Hence: looking that did not help is given up at once, and
+/// is tried again only after a few sleeps that were short; after twice as many each time it fails again. There is no yield between looks: among
+/// busy threads it would give a whole time slice away, while a sleeper that is woken runs at once.
 #[derive(Clone, Copy)]
 pub(crate) struct Patience {
-    longest_ns: u64,
-    now_ns: u64,
+    longest_ns: u32,
+    now_ns: u32,
+    /// log2 of how many short sleeps it takes to try again.
+    mistrust: u8,
+    /// How many of them are still to come.
+    sleeps: u8,
 }
 
-/// Looks between two looks at the clock; the first lot is free, because a peer that is awake answers within a few microseconds.
+/// Looks between two looks at the clock. The first lot is always spent: a peer that is awake answers within a few microseconds.
 const LOOKS: u32 = 100;
-/// Patience never falls below this, so that an answer under way is not slept through.
-const SHORTEST_NS: u64 = 1_000;
+/// Six doublings: at most one look in 64 short sleeps is wasted.
+const MOST_MISTRUST: u8 = 6;
 
 impl Patience {
     /// Looks for `longest` at most.
     pub(crate) fn new(longest: Duration) -> Self {
-        let longest_ns = longest.as_nanos() as u64;
-        Self { longest_ns, now_ns: longest_ns }
+        let longest_ns = longest.as_nanos().min(u32::MAX.into()) as u32;
+        Self { longest_ns, now_ns: longest_ns, mistrust: 0, sleeps: 0 }
     }
 
-    /// The same, having learned that this much is enough.
-    pub(crate) fn shortened_to(self, now_ns: u64) -> Self {
-        Self { now_ns: now_ns.min(self.longest_ns), ..self }
+    /// What it learned, as a number that is never zero.
+    pub(crate) fn learned(&self) -> u64 {
+        1 << 63 | u64::from(self.mistrust) << 48 | u64::from(self.sleeps) << 40 | u64::from(self.now_ns)
     }
 
-    /// How long it would look now, in nanoseconds.
-    pub(crate) fn current_ns(&self) -> u64 {
-        self.now_ns
+    /// The same, having learned this; zero stands for nothing.
+    pub(crate) fn having(self, learned: u64) -> Self {
+        if learned == 0 {
+            return self;
+        }
+        let now_ns = (learned as u32).min(self.longest_ns);
+        Self { now_ns, mistrust: (learned >> 48) as u8 & 0x7f, sleeps: (learned >> 40) as u8, ..self }
     }
 
     /// Looks until `ready` or out of patience. Says whether `ready`.
     pub(crate) fn spin(&mut self, ready: &mut impl FnMut() -> bool) -> bool {
         let start = now_ns();
+        let mut first = true;
         loop {
             for _ in 0..LOOKS {
                 if ready() {
+                    if !first {
+                        self.mistrust = 0;
+                    }
                     return true;
                 }
                 std::hint::spin_loop();
             }
-            if now_ns().saturating_sub(start) >= self.now_ns {
+            if now_ns().saturating_sub(start) >= self.now_ns.into() {
                 break;
             }
+            first = false;
         }
-        self.now_ns = (self.now_ns / 2).max(SHORTEST_NS.min(self.longest_ns));
+        if self.now_ns > 0 {
+            self.now_ns = 0;
+            self.sleeps = 1 << self.mistrust;
+            self.mistrust = (self.mistrust + 1).min(MOST_MISTRUST);
+        }
         false
     }
 
-    /// A sleep that followed ended after `asleep_ns`: had looking a little longer been better?
+    /// The sleep that followed ended after `asleep_ns`: would looking have been better?
     pub(crate) fn woken_after(&mut self, asleep_ns: u64) {
-        if asleep_ns < self.longest_ns {
+        if asleep_ns >= self.longest_ns.into() {
+            return;
+        }
+        self.sleeps = self.sleeps.saturating_sub(1);
+        if self.sleeps == 0 && self.now_ns == 0 {
             self.now_ns = self.longest_ns;
         }
     }
@@ -226,6 +248,37 @@ mod tests {
         Bell(&words.0).alarm();
         assert!(sleeper.join().unwrap());
         assert!(now_ns() - start < 10_000_000_000, "only the deadline ended the sleep");
+    }
+
+    #[test]
+    fn looking_in_vain_is_given_up_for_longer_each_time() {
+        let longest = Duration::from_micros(50);
+        let mut patience = Patience::new(longest);
+        let mut sleeps_between = Vec::new();
+        for _ in 0..8 {
+            assert!(patience.now_ns > 0 && !patience.spin(&mut || false));
+            let mut sleeps = 0;
+            while patience.now_ns == 0 {
+                assert!(!patience.spin(&mut || false));
+                patience = Patience::new(longest).having(patience.learned());
+                patience.woken_after(10_000);
+                sleeps += 1;
+            }
+            sleeps_between.push(sleeps);
+        }
+        assert_eq!(sleeps_between, [1, 2, 4, 8, 16, 32, 64, 64]);
+        // A look that helped restores the trust; a long sleep teaches nothing.
+        let mut looks = 0;
+        assert!(patience.spin(&mut || {
+            looks += 1;
+            looks > 2 * LOOKS
+        }));
+        assert_eq!((patience.mistrust, patience.now_ns), (0, 50_000));
+        assert!(!patience.spin(&mut || false));
+        patience.woken_after(10_000_000);
+        assert_eq!(patience.now_ns, 0);
+        patience.woken_after(10_000);
+        assert_eq!(patience.now_ns, 50_000);
     }
 
     #[test]

@@ -116,7 +116,7 @@ fn ask(device: &Device, me: usize, address: u64, write: bool) -> u64 {
     device.shm.drainers().fetch_add(1, Ordering::SeqCst);
     let server = faults::bell_of(me, device.config.workers as usize);
     Bell(device.shm.fault(server).host_bell).ring();
-    let mut patience = worker::patience(device, me, Duration::from_nanos(device.config.patience_ns));
+    let mut patience = worker::patience(device, me);
     let answered = || slot.state.load(Ordering::Acquire) == fault::ANSWERED;
     loop {
         let done = look(device, &mut patience, answered);
@@ -131,7 +131,7 @@ fn ask(device: &Device, me: usize, address: u64, write: bool) -> u64 {
         patience.woken_after(now_ns().saturating_sub(asleep_since));
         device.shm.drainers().fetch_add(1, Ordering::SeqCst);
     }
-    worker::set_patience(device, me, patience);
+    worker::set_patience(device, me, &patience);
     let answer = slot.answer.load(Ordering::Relaxed);
     slot.state.store(fault::IDLE, Ordering::Relaxed);
     answer

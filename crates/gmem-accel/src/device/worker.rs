@@ -54,8 +54,8 @@ pub(super) struct Worker {
     launch: AtomicU32,
     /// 1 once the thread has decided to exit.
     ended: AtomicU32,
-    /// What it learned about waiting for faults, in nanoseconds; zero at first.
-    patience_ns: AtomicU64,
+    /// What it learned about waiting for faults; zero at first.
+    learned: AtomicU64,
 }
 
 thread_local! {
@@ -68,15 +68,15 @@ pub(super) fn current() -> Option<usize> {
     ME.get().checked_sub(1)
 }
 
-pub(super) fn patience(device: &Device, me: usize, longest: Duration) -> Patience {
-    match device.workers[me].patience_ns.load(Ordering::Relaxed) {
-        0 => Patience::new(longest),
-        learned => Patience::new(longest).shortened_to(learned),
-    }
+/// How long worker `me` looks for the answer to a fault.
+pub(super) fn patience(device: &Device, me: usize) -> Patience {
+    let longest = Duration::from_nanos(device.config.patience_ns);
+    Patience::new(longest).having(device.workers[me].learned.load(Ordering::Relaxed))
 }
 
-pub(super) fn set_patience(device: &Device, me: usize, patience: Patience) {
-    device.workers[me].patience_ns.store(patience.current_ns(), Ordering::Relaxed);
+/// Keeps what worker `me` learned about that.
+pub(super) fn set_patience(device: &Device, me: usize, patience: &Patience) {
+    device.workers[me].learned.store(patience.learned(), Ordering::Relaxed);
 }
 
 /// Whether faults of the launch that `me` runs go to the host.
