@@ -4,8 +4,10 @@
 //! every wait for the device is bounded.
 
 use crate::device::{op, reply};
+use crate::evictor::Evictor;
 use crate::faults;
 use crate::launches::Launches;
+use crate::peer::Mirror;
 use crate::shm::{RING, Shared, command};
 use crate::wait::{Bell, Deadline, Lock, Patience};
 use gmem_hal::{DeviceError, HostWindow, PmapId, VirtRange};
@@ -47,6 +49,10 @@ pub(crate) struct Context {
     /// Its end is expected, so nobody needs to be told.
     pub(crate) expected: AtomicBool,
     pub(crate) launches: Launches,
+    /// PEER devices: what is mapped where.
+    pub(crate) mirror: Option<Mirror>,
+    /// PEER devices: the way of evictions into the core.
+    pub(crate) evictor: Evictor,
 }
 
 /// A command to the device.
@@ -60,7 +66,7 @@ pub(crate) struct Command {
 }
 
 impl Context {
-    pub(crate) fn new(facts: Facts, shm: Shared) -> Self {
+    pub(crate) fn new(facts: Facts, shm: Shared, mirror: Option<Mirror>) -> Self {
         Self {
             facts,
             shm,
@@ -73,6 +79,8 @@ impl Context {
             kill: AtomicBool::new(false),
             expected: AtomicBool::new(false),
             launches: Launches::default(),
+            mirror,
+            evictor: Evictor::default(),
         }
     }
 
@@ -85,11 +93,12 @@ impl Context {
     pub(crate) fn set_dead(&self) {
         self.dead.store(1, Ordering::SeqCst);
         Bell(&self.death_bell).ring();
-        Bell(self.shm.ready_bell()).ring();
-        Bell(self.shm.tail_bell()).ring();
-        Bell(self.shm.done_bell()).ring();
+        self.evictor.end();
+        for bell in [self.shm.ready_bell(), self.shm.tail_bell(), self.shm.done_bell()] {
+            Bell(bell).alarm();
+        }
         for worker in 0..self.facts.workers {
-            Bell(self.shm.fault(worker).host_bell).ring();
+            Bell(self.shm.fault(worker).host_bell).alarm();
         }
     }
 

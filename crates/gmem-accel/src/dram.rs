@@ -47,6 +47,9 @@ impl Dram {
         let dram = Self { base: base.cast(), len, reserved: (reserved, room) };
         // SAFETY: the range lies inside the reservation just made, which nothing else uses.
         unsafe { rustix::mm::mmap(base, len, ProtFlags::READ | ProtFlags::WRITE, MapFlags::SHARED | MapFlags::FIXED, fd, 0)? };
+        // A child that the program forks has no use for it, and would keep the memory alive.
+        // SAFETY: this changes no byte of this process's memory.
+        unsafe { rustix::mm::madvise(base, len, Advice::LinuxDontFork)? };
         Ok(dram)
     }
 

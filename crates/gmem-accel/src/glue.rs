@@ -2,8 +2,8 @@
 
 use crate::discrete::Discrete;
 use crate::keeper::Hooks;
-use gmem_hal::{Compute, CopyEngine, Device, DeviceError, DeviceId, DeviceInfo, EvictOutcome, FaultError};
-use gmem_hal::{HnodeId, Mmu, PhysRange, PmapId, Upcalls};
+use gmem_hal::{Capabilities, Compute, CopyEngine, Device, DeviceError, DeviceId, DeviceInfo, EvictOutcome, FaultError};
+use gmem_hal::{HnodeId, Mmu, Peer, PhysRange, PmapId, Upcalls};
 use std::sync::Weak;
 
 impl Device for Discrete {
@@ -28,6 +28,10 @@ impl Device for Discrete {
         self.machine().power_on(core, hooks)
     }
 
+    fn physical_memory(&self) -> Vec<PhysRange> {
+        vec![self.memory()]
+    }
+
     fn memory_registered(&self, hnode: HnodeId, range: PhysRange) {
         self.machine().set_hnode(hnode, range);
     }
@@ -42,6 +46,10 @@ impl Device for Discrete {
 
     fn copy_engine(&self) -> &dyn CopyEngine {
         self.machine()
+    }
+
+    fn peer(&self) -> Option<&dyn Peer> {
+        self.info().capabilities.contains(Capabilities::PEER).then_some(self.machine() as &dyn Peer)
     }
 
     fn compute(&self) -> Option<&dyn Compute> {

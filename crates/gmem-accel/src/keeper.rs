@@ -6,6 +6,7 @@
 
 use crate::context::{Context, Facts};
 use crate::faults;
+use crate::peer::Mirror;
 use crate::shm::Config;
 use crate::spawn;
 use crate::wait::{Bell, Deadline, Patience};
@@ -17,7 +18,7 @@ use rustix::process::{Signal, WaitId, WaitIdOptions};
 use std::cell::Cell;
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::time::Duration;
 
 /// How the driver's threads call the core. Made by the glue.
@@ -42,7 +43,8 @@ struct Wish {
 /// The keeper, as other threads see it.
 pub(crate) struct Keeper {
     bell: AtomicU32,
-    wishes: Mutex<VecDeque<Wish>>,
+    /// `None` once the keeper has gone: nobody would answer.
+    wishes: Mutex<Option<VecDeque<Wish>>>,
     stopping: AtomicBool,
     hooks: Hooks,
     /// Threads of this device that have not ended.
@@ -64,7 +66,7 @@ impl Keeper {
     pub(crate) fn start(hooks: Hooks, dram: OwnedFd) -> Result<Arc<Self>, DeviceError> {
         let keeper = Arc::new(Self {
             bell: AtomicU32::new(0),
-            wishes: Mutex::default(),
+            wishes: Mutex::new(Some(VecDeque::new())),
             stopping: AtomicBool::new(false),
             hooks,
             threads: AtomicU32::new(0),
@@ -98,9 +100,9 @@ impl Keeper {
     /// Has a process started. Blocks until it exists; it is not ready yet.
     pub(crate) fn create(&self, facts: Facts, config: Config) -> Result<Arc<Context>, DeviceError> {
         let (reply, answer) = mpsc::sync_channel(1);
-        self.wishes.lock().unwrap_or_else(PoisonError::into_inner).push_back(Wish { facts, config, reply });
+        self.wishes().as_mut().ok_or(DeviceError::Dead)?.push_back(Wish { facts, config, reply });
         self.ring();
-        // The keeper answers every wish or drops it when it stops.
+        // The keeper answers every wish, or drops it when it goes.
         answer.recv().unwrap_or(Err(DeviceError::Dead))
     }
 
@@ -127,8 +129,13 @@ impl Keeper {
         Bell(&self.threads_bell).wait(&mut Patience::new(Duration::ZERO), Deadline::after(limit), ended);
     }
 
+    fn wishes(&self) -> MutexGuard<'_, Option<VecDeque<Wish>>> {
+        // Nothing panics with the lock held.
+        self.wishes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn next_wish(&self) -> Option<Wish> {
-        self.wishes.lock().unwrap_or_else(PoisonError::into_inner).pop_front()
+        self.wishes().as_mut()?.pop_front()
     }
 
     fn run(self: &Arc<Self>, dram: &OwnedFd) {
@@ -151,10 +158,11 @@ impl Keeper {
                 !k.context.is_dead()
             });
             if stopping && kept.is_empty() {
+                *self.wishes() = None;
                 return;
             }
             let work = || {
-                let wish = !self.wishes.lock().unwrap_or_else(PoisonError::into_inner).is_empty();
+                let wish = self.wishes().as_ref().is_some_and(|w| !w.is_empty());
                 let stop = self.stopping.load(Ordering::SeqCst) != stopping;
                 wish || stop || kept.iter().any(|k| k.context.is_dead() || (!k.killed && k.context.kill.load(Ordering::SeqCst)))
             };
@@ -164,13 +172,14 @@ impl Keeper {
 
     /// Starts a process and the threads that serve it.
     fn make(self: &Arc<Self>, wish: &Wish, dram: &OwnedFd, kept: &mut Vec<Kept>) -> Result<Arc<Context>, DeviceError> {
+        let mirror = if wish.config.peer { Some(Mirror::new(wish.config.dram_len).ok_or(DeviceError::NoMemory)?) } else { None };
         let host = wish.facts.host.map(|window| borrow(window.handle));
         let started = spawn::spawn(&wish.config, dram.as_fd(), host).map_err(|e| match e {
             Errno::NOEXEC | Errno::NOENT | Errno::ACCESS => DeviceError::Unsupported,
             _ => DeviceError::NoMemory,
         })?;
         let facts = Facts { pid: started.pid.as_raw_nonzero().get(), ..wish.facts };
-        let context = Arc::new(Context::new(facts, started.shm));
+        let context = Arc::new(Context::new(facts, started.shm, mirror));
         let watched = rustix::io::fcntl_dupfd_cloexec(&started.pidfd, 0);
         kept.push(Kept { context: context.clone(), pidfd: started.pidfd, _socket: started.socket, killed: false });
         let result = watched.map_err(|_| DeviceError::NoMemory).and_then(|pidfd| self.serve(&context, pidfd));
@@ -188,6 +197,10 @@ impl Keeper {
             let (keeper, context) = (self.clone(), context.clone());
             self.thread("gmem-fault", move || faults::serve(&context, first, &keeper.hooks.resolve))?;
         }
+        if context.mirror.is_some() {
+            let (keeper, context) = (self.clone(), context.clone());
+            self.thread("gmem-evict", move || context.evictor.serve(&context, &keeper.hooks.evict))?;
+        }
         let (keeper, theirs) = (self.clone(), context.clone());
         self.thread("gmem-watch", move || keeper.watch(&theirs, &pidfd))
     }
@@ -200,11 +213,6 @@ impl Keeper {
         if !context.expected.load(Ordering::SeqCst) {
             (self.hooks.lost)(context.facts.pmap);
         }
-    }
-
-    /// The evictions a peer device asks for: see [`Hooks`].
-    pub(crate) fn hooks(&self) -> &Hooks {
-        &self.hooks
     }
 }
 

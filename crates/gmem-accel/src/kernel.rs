@@ -59,6 +59,19 @@ pub(crate) fn find(name: &str) -> Option<usize> {
 
 /// Registers a kernel: `kernel!(VECTOR_ADD = "vector-add", |grid, args| { ... });`
 ///
+/// ```
+/// gmem_accel::kernel! {
+///     /// Adds `args[1]` to each of the `args[2]` words from address `args[0]` on.
+///     pub ADD = "add", |grid, args| {
+///         let words = args[0] as *mut u64;
+///         for i in grid.share(args[2] as usize) {
+///             words.add(i).write(words.add(i).read() + args[1]);
+///         }
+///     }
+/// }
+/// assert!(gmem_accel::KERNELS.iter().any(|kernel| kernel.name == "add"));
+/// ```
+///
 /// The body is unsafe code over raw pointers: `args` is a slice of `u64`, `grid` a [`Grid`]. See [`Kernel::run`] for what it must stand.
 #[macro_export]
 macro_rules! kernel {

@@ -2,7 +2,7 @@
 //!
 //! * [`Discrete`]: memory of its own and an MMU of its own. Each context is a process whose real page table over the address space *is* the pmap, its
 //!   faults are real faults, and its kernels run at native speed. With the PEER capability it manages its own addresses and pages.
-//! * `Integrated`: cores that share the CPU's page table.
+//! * [`Integrated`]: cores that share the CPU's page table.
 //!
 //! Kernels are registered with [`kernel!`] and found by name.
 //!
@@ -22,13 +22,16 @@ mod copy;
 mod device;
 mod discrete;
 mod dram;
+mod evictor;
 mod faults;
 mod glue;
+mod integrated;
 mod keeper;
 mod kernel;
 mod launches;
 mod machine;
 mod mmu;
+mod pagemap;
 mod peer;
 mod shm;
 mod spawn;
@@ -37,6 +40,7 @@ mod wait;
 
 pub use builder::{BuildError, Builder};
 pub use discrete::Discrete;
+pub use integrated::{Integrated, IntegratedBuilder};
 pub use kernel::{Grid, KERNELS, Kernel, MAX_ARGS};
 
 #[doc(hidden)]

@@ -149,19 +149,18 @@ impl Machine {
     }
 
     /// Calls `f` with the context `pmap`; `BadRequest` if there is none. A command that broke off asks for the process to be killed.
-    pub(crate) fn with<T>(&self, pmap: PmapId, f: impl FnOnce(&Context) -> Result<T, DeviceError>) -> Result<T, DeviceError> {
-        self.table
-            .with(pmap, |context| {
-                let result = f(context);
-                if result.is_err()
-                    && context.kill.load(Ordering::SeqCst)
-                    && let Ok(on) = self.on()
-                {
-                    on.keeper.ring();
-                }
-                result
-            })
-            .unwrap_or(Err(DeviceError::BadRequest))
+    pub(crate) fn with<T, E: From<DeviceError>>(&self, pmap: PmapId, f: impl FnOnce(&Context) -> Result<T, E>) -> Result<T, E> {
+        let call = |context: &Context| {
+            let result = f(context);
+            if result.is_err()
+                && context.kill.load(Ordering::SeqCst)
+                && let Ok(on) = self.on()
+            {
+                on.keeper.ring();
+            }
+            result
+        };
+        self.table.with(pmap, call).unwrap_or(Err(DeviceError::BadRequest.into()))
     }
 }
 

@@ -1,7 +1,7 @@
 //! The MMU functions of a discrete accelerator.
 
 use crate::context::{Command, Context, Facts};
-use crate::device::op;
+use crate::device::{MARK, op};
 use crate::machine::Machine;
 use crate::shm::{Config, ready};
 use crate::wait::{Bell, Deadline, Patience};
@@ -18,7 +18,7 @@ const GRACE: Duration = Duration::from_millis(200);
 
 impl Mmu for Machine {
     fn pmap_create(&self, request: &PmapRequest) -> Result<PmapId, DeviceError> {
-        let fits = request.range.is_aligned(PageSize::Size4K) && request.host.is_none_or(|h| h.offset % 4096 == 0);
+        let fits = request.range.is_aligned(PageSize::Size4K) && request.host.is_none_or(|h| h.offset.is_multiple_of(4096));
         if !fits || (request.mode == Mode::Replicate) != request.host.is_some() {
             return Err(DeviceError::BadRequest);
         }
@@ -66,10 +66,16 @@ impl Mmu for Machine {
     }
 
     fn pmap_enter(&self, pmap: PmapId, mapping: &Mapping) -> Result<(), DeviceError> {
+        if self.spec.peer {
+            return Err(DeviceError::Unsupported); // the peer enters its pages itself
+        }
         self.with(pmap, |context| context.enter(&self.entry(context, mapping)?))
     }
 
     fn pmap_release(&self, pmap: PmapId, range: VirtRange) -> Result<(), DeviceError> {
+        if self.spec.peer {
+            return Err(DeviceError::Unsupported);
+        }
         self.with(pmap, |context| {
             check(context, range)?;
             context.queue(&Command::release(range))
@@ -107,7 +113,7 @@ impl Machine {
         let prot = mapping.prot.bits().into();
         let at = mapping.frame;
         let end = at.addr.checked_add(mapping.len.get()).ok_or(DeviceError::BadRequest)?;
-        if at.addr % 4096 != 0 {
+        if !at.addr.is_multiple_of(4096) {
             return Err(DeviceError::BadRequest);
         }
         if let (HnodeId::HOST, Some(host)) = (at.hnode, context.facts.host) {
@@ -123,6 +129,12 @@ impl Machine {
             }
             _ => Err(DeviceError::BadRequest),
         }
+    }
+
+    /// Tells a peer which addresses its own operating system uses, as the builder said.
+    fn occupy(&self, context: &Context) -> Result<(), DeviceError> {
+        let ranges = self.spec.occupied.iter().filter(|_| self.spec.peer);
+        ranges.map(|range| Command { prot: MARK, ..Command::on(op::VA_ALLOC, *range) }).try_for_each(|c| context.enter(&c))
     }
 
     /// Starts one process and waits until it is ready. `BadRequest` if the window's addresses are in use in it.
@@ -145,10 +157,11 @@ impl Machine {
         let state = || context.shm.ready().load(Ordering::SeqCst);
         let decided = || state() != ready::STARTING || context.is_dead();
         Bell(context.shm.ready_bell()).wait(&mut Patience::new(Duration::ZERO), Deadline::after(spec.limit), decided);
-        if state() == ready::READY && !context.is_dead() {
-            return Ok(context);
-        }
         let error = match state() {
+            ready::READY if !context.is_dead() => match self.occupy(&context) {
+                Ok(()) => return Ok(context),
+                Err(e) => e,
+            },
             ready::RANGE_TAKEN => DeviceError::BadRequest,
             ready::STARTING if !context.is_dead() => DeviceError::NoAnswer,
             _ => DeviceError::NoMemory,

@@ -2,6 +2,9 @@
 //!
 //! `posix_spawn` and not `fork`: the child never owns a copy of this process, so nothing is copied, no userfaultfd has to be told, and no
 //! lock of the program can be inherited held.
+//!
+//! The process is a child of the program, which a program that waits for *any* child will notice: it may get our child's status, and a SIGCHLD. If it
+//! reaps the child before we do, nothing is lost: the end is learnt from the pidfd.
 
 use crate::device;
 use crate::shm::{Config, Shared};

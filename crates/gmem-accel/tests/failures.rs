@@ -128,12 +128,7 @@ fn a_killed_device_loses_no_data_and_hangs_nobody() {
     assert_eq!(pager.launch("nothing", &[]), Err(LaunchError::Device(DeviceError::Dead)));
 
     let second = pager.mmu().pmap_create(&pager.request()).unwrap();
-    let mapping = Mapping {
-        va: pager.range.start(),
-        frame: PhysAddr { hnode: HNODE, addr: frame },
-        len: ByteLen(PAGE),
-        prot: Prot::RW,
-    };
+    let mapping = Mapping { va: pager.range.start(), frame: PhysAddr { hnode: HNODE, addr: frame }, len: ByteLen(PAGE), prot: Prot::RW };
     pager.mmu().pmap_enter(second, &mapping).unwrap();
     let args = [pager.start(), 1];
     let request = LaunchRequest { pmap: Some(second), kernel: "increment", args: &args, replay: false };
@@ -220,6 +215,40 @@ fn a_kill_at_any_moment_is_survived() {
     }
 }
 
+/// gmem's threads have a table of descriptors of their own, and a driver is called from the program's threads as well.
+#[test]
+fn descriptors_are_only_used_where_they_were_opened() {
+    let (_dog, _left) = (watchdog("descriptors"), nothing_left());
+    // The same numbers name other files in this thread's table.
+    let files: Vec<_> = (0..200).map(|_| std::fs::File::open("/dev/null").unwrap()).collect();
+    let started = std::thread::spawn(|| {
+        // SAFETY: only this thread and those it starts get another table.
+        assert_eq!(unsafe { libc::unshare(libc::CLONE_FILES) }, 0);
+        Pager::new(device(), PAGE, 4, |_| {})
+    });
+    let pager = started.join().unwrap();
+    pager.launch("store", &[pager.start(), 1]).unwrap();
+    pager.bring_home();
+    assert_eq!(pager.get(0), 1);
+    // Another context, wished for by a thread that does not see the device's memory.
+    let second = pager.mmu().pmap_create(&pager.request()).unwrap();
+    let pid = pager.device.process(second).unwrap();
+    let passed = std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap().flatten().filter_map(|f| std::fs::read_link(f.path()).ok());
+    let passed: Vec<_> = passed.map(|l| l.to_string_lossy().into_owned()).filter(|l| l != "/dev/null").collect();
+    let known = |l: &String| ["/memfd:gmem-dram", "/memfd:gmem-absent", "socket:"].iter().any(|k| l.starts_with(k));
+    assert_eq!(passed.iter().filter(|l| known(l)).count(), 3, "{passed:?}");
+    assert!(passed.len() <= 4, "the device has more than it was given and its error output: {passed:?}");
+    pager.device.fence(second).unwrap();
+    pager.mmu().pmap_destroy(second).unwrap();
+    pager.destroy();
+    drop(pager);
+    use std::os::fd::AsRawFd;
+    for file in &files {
+        let link = std::fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd())).unwrap();
+        assert_eq!(link.to_str(), Some("/dev/null"), "a descriptor of the program was closed");
+    }
+}
+
 /// Not a test of its own: the program that the next test kills.
 #[test]
 fn helper_with_a_device() {
@@ -242,7 +271,8 @@ fn a_device_ends_with_its_program() {
         .spawn()
         .unwrap();
     let lines = std::io::BufReader::new(helper.stdout.take().unwrap()).lines().map_while(Result::ok);
-    let pid = lines.filter_map(|l| l.split_once("device ").and_then(|(_, n)| n.parse::<u32>().ok())).next().expect("the helper names its device");
+    let pid =
+        lines.filter_map(|l| l.split_once("device ").and_then(|(_, n)| n.parse::<u32>().ok())).next().expect("the helper names its device");
     assert!(!gone(pid), "the device runs");
     helper.kill().unwrap();
     helper.wait().unwrap();

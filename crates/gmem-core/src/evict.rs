@@ -13,31 +13,62 @@ use crate::plan::{Facts, Step, Steps, Wish, plan};
 use crate::space::Space;
 use alloc::sync::Arc;
 use arrayvec::ArrayVec;
-use gmem_hal::{ByteLen, DeviceId, Event, EvictOutcome, HnodeId, Platform, PmapId, VirtAddr, VirtRange, Wait, WaitKind};
+use gmem_hal::{ByteLen, DeviceId, EvictOutcome, HnodeId, Platform, PmapId, VirtAddr, VirtRange};
 
-/// How many rounds without any progress an allocation tries before it fails.
-pub(crate) const RETRIES: usize = 10;
+/// How many rounds in which nothing could be evicted, and nobody had anything in hand, an allocation tries before it fails. More than one, because a page that was
+/// used since it was last asked gets a second chance.
+pub(crate) const IDLE_ROUNDS: usize = 10;
+
+/// How many rounds an allocation tries in all, if others take what it frees.
+pub(crate) const MAX_ROUNDS: usize = 1000;
+
+/// What an attempt to make room came to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Room {
+    /// Something was freed.
+    Made,
+    /// Nothing, but other operations have frames in hand, and will signal progress.
+    InUse,
+    /// Nothing.
+    None,
+}
 
 /// How many mappings one round of background eviction revokes to learn whether they are used.
 const SAMPLES: usize = 4;
 
+/// Whether the eviction of a victim began.
+#[expect(clippy::large_enum_variant, reason = "there is no allocation on this path, so it cannot be boxed")]
+enum Begun<'a, P: Platform> {
+    Yes(Op<'a, P>, Facts),
+    /// Another operation has the page busy, or is giving its frame up.
+    InHand,
+    /// The page stays.
+    No,
+}
+
+/// How the eviction of a page ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Evicted {
+    /// Its frame is free.
+    Freed,
+    /// Its device wanted it back.
+    Wanted,
+    /// It could not be moved, or its frame had to be quarantined.
+    Stuck,
+}
+
 type Batch<'a, P> = ArrayVec<(Op<'a, P>, Facts), EVICT_BATCH>;
 
 impl<P: Platform> Core<P> {
-    /// Evicts for an allocation of `len` bytes that failed. Returns whether something was freed; waits for a frame in transit if nothing was.
-    pub(crate) fn make_room(&self, _context: &Context<P>, hnode: &Arc<Hnode<P>>, epoch: u32, len: ByteLen) -> bool {
+    /// Evicts for an allocation of `len` bytes that failed.
+    pub(crate) fn make_room(&self, hnode: &Arc<Hnode<P>>, len: ByteLen) -> Room {
         // Small pages go in batches, so that one invalidation serves many; a large one pays for itself.
         let most = ((256 << 10) / len.get()).clamp(1, EVICT_BATCH as u64) as usize;
-        if self.reclaim(hnode, most) > 0 {
-            return true;
+        match self.reclaim(hnode, most) {
+            (0, 0) if hnode.in_transit() == 0 => Room::None,
+            (0, _) => Room::InUse,
+            _ => Room::Made,
         }
-        if hnode.in_transit() > 0 {
-            hnode.progress.wait(
-                epoch,
-                &Wait { kind: WaitKind::Frame, space: None, at: VirtAddr::new(u64::from(hnode.id.0)), owner: "fault or evict" },
-            );
-        }
-        false
     }
 
     /// Evicts up to `pages` pages of the hnode, oldest first. Returns how many. May block.
@@ -46,8 +77,8 @@ impl<P: Platform> Core<P> {
         let mut evicted = 0;
         while evicted < pages {
             match self.reclaim(&hnode, pages - evicted) {
-                0 => break,
-                n => evicted += n,
+                (0, _) => break,
+                (n, _) => evicted += n,
             }
         }
         evicted
@@ -64,47 +95,53 @@ impl<P: Platform> Core<P> {
         self.counters.background_reclaims.add(1);
         while hnode.shortage(true) > 0 {
             match self.reclaim(&hnode, 4) {
-                0 => break,
-                n => evicted += n,
+                (0, _) => break,
+                (n, _) => evicted += n,
             }
         }
         self.sample(&hnode);
         evicted
     }
 
-    /// Evicts one batch.
-    fn reclaim(&self, hnode: &Arc<Hnode<P>>, most: usize) -> usize {
+    /// Evicts one batch. Returns how many frames were freed, and how many victims somebody else had in hand.
+    fn reclaim(&self, hnode: &Arc<Hnode<P>>, most: usize) -> (usize, usize) {
         let victims = hnode.pick_victims(most);
         let spaces: ArrayVec<Option<Arc<Space<P>>>, EVICT_BATCH> = victims.iter().map(|v| self.space(v.space)).collect();
         let mut batch = Batch::new();
+        let mut in_hand = 0;
         for (victim, space) in victims.iter().zip(&spaces) {
-            if let Some(space) = space
-                && let Some(begun) = self.begin_evict(space, hnode, victim)
-            {
-                batch.push(begun);
+            let Some(space) = space else { continue };
+            match self.begin_evict(space, hnode, victim) {
+                Begun::Yes(op, facts) => batch.push((op, facts)),
+                Begun::InHand => in_hand += 1,
+                Begun::No => {}
             }
         }
         self.revoke_batch(batch.iter_mut().map(|(op, _)| op).collect());
         let mut evicted = 0;
         for (op, facts) in batch {
-            evicted += usize::from(self.evict_one(op, &facts));
+            match self.evict_one(op, &facts) {
+                Evicted::Freed => evicted += 1,
+                Evicted::Wanted => in_hand += 1,
+                Evicted::Stuck => {}
+            }
         }
-        evicted
+        (evicted, in_hand)
     }
 
     /// Marks a victim's page busy, if the page still owns the frame and may go.
-    fn begin_evict<'a>(&'a self, space: &'a Arc<Space<P>>, hnode: &Arc<Hnode<P>>, victim: &Victim) -> Option<(Op<'a, P>, Facts)> {
+    fn begin_evict<'a>(&'a self, space: &'a Arc<Space<P>>, hnode: &Arc<Hnode<P>>, victim: &Victim) -> Begun<'a, P> {
         let guard = space.lock();
-        let region = guard.region_at(victim.va)?;
+        let Some(region) = guard.region_at(victim.va) else { return Begun::InHand };
         let entry = guard.entry(&region, victim.va);
         let owns = entry.state.on_device() && entry.hnode == hnode.id && entry.frame == Some(victim.frame);
         // Whoever has the page busy puts its frame back on a list when done.
         if !owns || entry.busy {
-            return None;
+            return Begun::InHand;
         }
         if entry.pins > 0 || entry.holds > 0 {
             hnode.resettle(victim.frame, list_of(&entry));
-            return None;
+            return Begun::No;
         }
         let touch = Touch { who: Who::Host { may_wait: true }, access: None, cause: Cause::Evict, hot: false, hold: false };
         let (op, facts) = self.prepare(space, &guard, &region, victim.va, entry, &touch);
@@ -113,9 +150,9 @@ impl<P: Platform> Core<P> {
         if !owner.is_fenced() && owner.mmu().harvest_accessed(owner.own_pmap(), op.page) == Some(true) {
             // A second chance: it was used since it was last asked.
             self.keep(op, true);
-            return None;
+            return Begun::No;
         }
-        Some((op, facts))
+        Begun::Yes(op, facts)
     }
 
     /// Ends an operation that left the page where it was.
@@ -167,18 +204,18 @@ impl<P: Platform> Core<P> {
         self.revoked(context, answer)
     }
 
-    /// Moves one page home whose device cannot touch it any more. Returns whether its frame was given up.
-    fn evict_one(&self, mut op: Op<'_, P>, facts: &Facts) -> bool {
+    /// Moves one page home whose device cannot touch it any more.
+    fn evict_one(&self, mut op: Op<'_, P>, facts: &Facts) -> Evicted {
         if self.is_wanted(&op) {
             self.cancel(op, false);
-            return false;
+            return Evicted::Wanted;
         }
         let plan = plan(facts, Wish::Evict);
         let at = plan.steps.iter().position(|s| *s == Step::CpuMap).unwrap_or(plan.steps.len());
         let moves: Steps = plan.steps[..at].iter().copied().filter(|s| *s != Step::Revoke).collect();
         if op.run(&moves).is_err() {
             self.cancel(op, false);
-            return false;
+            return Evicted::Stuck;
         }
         let copied = facts.state == State::Device;
         if copied {
@@ -186,11 +223,11 @@ impl<P: Platform> Core<P> {
         }
         if self.is_wanted(&op) && !op.unsafe_to_free {
             self.cancel(op, copied);
-            return false;
+            return Evicted::Wanted;
         }
         // Nothing after the copy can fail for an eviction: the CPU's mapping and the replicas' are best effort.
         let _ = op.run(&plan.steps[at..].iter().copied().collect());
-        let freed = !op.unsafe_to_free;
+        let freed = if op.unsafe_to_free { Evicted::Stuck } else { Evicted::Freed };
         self.count_eviction(facts);
         self.commit(op, plan.next);
         freed

@@ -6,6 +6,7 @@
 use crate::context::{Context, Table};
 use crate::core::Core;
 use crate::entry::State;
+use crate::evict::Room;
 use crate::frame::FrameId;
 use crate::hnode::{Allocator, Hnode};
 use crate::plan::{Step, Steps};
@@ -44,6 +45,8 @@ pub(crate) struct Op<'a, P: Platform> {
     pub(crate) hot: bool,
     /// The requester's frame, once allocated.
     pub(crate) new: Option<(Arc<Hnode<P>>, Option<FrameId>, PhysAddr)>,
+    /// The requester's memory was full of frames that others have in hand: the pool, and its epoch before.
+    pub(crate) full: Option<(Arc<Hnode<P>>, u32)>,
     /// The old frame may still be reached by its device.
     pub(crate) unsafe_to_free: bool,
     /// The entry stays marked willneed after the operation.
@@ -358,34 +361,43 @@ impl<P: Platform> Core<P> {
         context.fence()
     }
 
-    /// A frame in the memory of the requester of `op`, evicting if need be.
-    fn alloc_frame(&self, op: &Op<'_, P>) -> Result<(Arc<Hnode<P>>, Option<FrameId>, PhysAddr), FaultError> {
+    /// A frame in the memory of the requester of `op`, evicting if need be. Never waits for others, because the page that `op` has busy may be what they
+    /// wait for: if others have all frames in hand, `op.full` says where to wait once the page is let go.
+    fn alloc_frame(&self, op: &mut Op<'_, P>) -> Result<(Arc<Hnode<P>>, Option<FrameId>, PhysAddr), FaultError> {
         let context = op.requester();
-        // Bounded: each round evicts something, or waits for a frame in transit, or is one of a few that found nothing to do.
-        let mut idle_rounds = 0;
         let mut first = true;
-        while idle_rounds < crate::evict::RETRIES {
-            let mut epochs = None;
+        let mut idle_rounds = 0;
+        for _ in 0..crate::evict::MAX_ROUNDS {
+            let mut pool = None;
             for n in 0.. {
                 let Some(hnode) = context.device.hnode(n) else { break };
                 if !op.space.lock().allowed.contains(&hnode.id) {
                     continue;
                 }
-                if epochs.is_none() {
-                    epochs = Some((hnode.clone(), hnode.progress.epoch()));
-                }
+                let epoch = hnode.progress.epoch();
                 if let Some((frame, phys)) = self.try_take(&context, &hnode, op)? {
                     if hnode.shortage(false) > 0 {
                         self.platform.pressure(hnode.id);
                     }
                     return Ok((hnode, Some(frame), phys));
                 }
+                pool = pool.or(Some((hnode, epoch)));
             }
-            let Some((hnode, epoch)) = epochs else { return Err(FaultError::NoDeviceMemory) };
-            if ::core::mem::take(&mut first) {
+            let Some((hnode, epoch)) = pool else { return Err(FaultError::NoDeviceMemory) };
+            if core::mem::take(&mut first) {
                 self.counters.direct_reclaims.add(1);
             }
-            idle_rounds = if self.make_room(&context, &hnode, epoch, op.page.len()) { 0 } else { idle_rounds + 1 };
+            match self.make_room(&hnode, op.page.len()) {
+                Room::Made => idle_rounds = 0,
+                Room::InUse => {
+                    op.full = Some((hnode, epoch));
+                    return Err(FaultError::NoDeviceMemory);
+                }
+                Room::None => idle_rounds += 1,
+            }
+            if idle_rounds > crate::evict::IDLE_ROUNDS {
+                break;
+            }
         }
         Err(FaultError::NoDeviceMemory)
     }

@@ -5,16 +5,21 @@ use crate::core::Core;
 use crate::entry::{Entry, State};
 use crate::execute::{Cause, Op, replicas};
 use crate::frame::List;
+use crate::hnode::Hnode;
 use crate::plan::{Facts, Owner, Plan, Wish, plan};
 use crate::space::{Guard, Region, Space};
 use alloc::sync::Arc;
 use gmem_hal::{
     Access, DeviceId, Event, EvictOutcome, FaultError, FaultHint, Host, HostFault, Mode, Platform, PmapId, Upcalls, VirtAddr, VirtRange,
-    WaitKind,
+    Wait, WaitKind,
 };
 
-/// How often an operation that found its device's memory full starts over while others hold frames that they will give back.
-const CONTENDED_RETRIES: usize = 10;
+/// How often an operation that found its device's memory full of frames that others have in hand waits for one of them. Each wait ends with somebody's progress.
+const CONTENDED_RETRIES: usize = 1000;
+
+/// After how many of those a page that is on its way from another device is first brought home. Two devices that each wait for a frame the other
+/// gives up would otherwise wait for each other.
+const BY_WAY_OF_HOME: usize = 3;
 
 /// Who touches a page.
 pub(crate) enum Who<'a, P: Platform> {
@@ -81,7 +86,15 @@ impl<P: Platform> Core<P> {
             match self.carry_out(op, &plan) {
                 Ok(()) if moves => return Ok(Touched::Moved),
                 Ok(()) => return Ok(Touched::Present),
-                Err((FaultError::NoDeviceMemory, true)) if retries < CONTENDED_RETRIES => retries += 1,
+                Err((_, Some((hnode, epoch)))) if retries < CONTENDED_RETRIES => {
+                    retries += 1;
+                    if retries.is_multiple_of(BY_WAY_OF_HOME) && facts.owner != Owner::Nobody {
+                        let home = Touch { who: Who::Host { may_wait: true }, access: None, cause: Cause::Other, hot: false, hold: false };
+                        self.touch(space, va, &home)?;
+                    }
+                    let at = VirtAddr::new(u64::from(hnode.id.0));
+                    hnode.progress.wait(epoch, &Wait { kind: WaitKind::Frame, space: None, at, owner: "fault or evict" });
+                }
                 Err((error, _)) => return Err(error),
             }
         }
@@ -164,6 +177,7 @@ impl<P: Platform> Core<P> {
             cause: touch.cause,
             hot: touch.hot,
             new: None,
+            full: None,
             unsafe_to_free: false,
             keep_willneed: false,
             hold: touch.hold,
@@ -172,18 +186,18 @@ impl<P: Platform> Core<P> {
         (op, facts)
     }
 
-    /// Executes a plan on a page that is marked busy, and commits or undoes. An error comes with whether trying again soon may help.
-    fn carry_out(&self, mut op: Op<'_, P>, plan: &Plan) -> Result<(), (FaultError, bool)> {
+    /// Executes a plan on a page that is marked busy, and commits or undoes. An error comes with the full pool to wait for, if
+    /// trying again after that may help.
+    fn carry_out(&self, mut op: Op<'_, P>, plan: &Plan) -> Result<(), (FaultError, Option<(Arc<Hnode<P>>, u32)>)> {
         match op.run(&plan.steps) {
             Ok(()) => {
                 self.commit(op, plan.next);
                 Ok(())
             }
             Err(failed) => {
-                let contended = failed.error == FaultError::NoDeviceMemory
-                    && op.to.as_ref().is_some_and(|to| to.device.hnode(0).is_some_and(|h| h.in_transit() > 0));
+                let full = op.full.take();
                 self.abandon(op, failed.state);
-                Err((failed.error, contended))
+                Err((failed.error, full))
             }
         }
     }
@@ -257,7 +271,7 @@ impl<P: Platform> Core<P> {
         }
     }
 
-    fn peer_pool(&self, op: &Op<'_, P>) -> Arc<crate::hnode::Hnode<P>> {
+    fn peer_pool(&self, op: &Op<'_, P>) -> Arc<Hnode<P>> {
         let to = op.to.as_ref().expect("only a requesting peer has pages without frames");
         to.device.hnode(0).unwrap_or_else(|| panic!("{} lost its memory while pages are on it", to.device.id))
     }

@@ -45,6 +45,7 @@ struct Pool {
     peak: u64,            // p  bytes
     retiring: bool,       // p  no frame is handed out any more
     limit: u64,           // p  bytes that may be used at the most
+    granule: u64,         // p  bytes of the largest page that was ever here
 }
 
 /// A frame and the page it holds.
@@ -100,6 +101,7 @@ impl<P: Platform> Hnode<P> {
                 peak: 0,
                 retiring: false,
                 limit: range.len().get(),
+                granule: smallest.bytes(),
             })
         };
         match make() {
@@ -151,6 +153,7 @@ impl<P: Platform> Hnode<P> {
         let id = pool.frames.take(number, size, space, va);
         pool.used += size.bytes();
         pool.peak = pool.peak.max(pool.used);
+        pool.granule = pool.granule.max(size.bytes());
         (id, PhysAddr { hnode: self.id, addr: self.base() + (u64::from(number) << 12) })
     }
 
@@ -258,7 +261,8 @@ impl<P: Platform> Hnode<P> {
     /// Bytes to evict so that the background eviction can stop: nothing while more than the low watermark is free.
     pub(crate) fn shortage(&self, started: bool) -> u64 {
         let pool = self.pool.lock();
-        let low = (self.range.len().get() / WATERMARK_DIVISOR) & !(PageSize::Size4K.bytes() - 1);
+        // In whole pages: a device of a few pages has no watermark, or it could never be used fully.
+        let low = (self.range.len().get() / WATERMARK_DIVISOR) & !(pool.granule - 1);
         let free = pool.limit.saturating_sub(pool.used + pool.quarantined);
         let target = if started { 2 * low } else { low };
         if free < target { 2 * low - free } else { 0 }

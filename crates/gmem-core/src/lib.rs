@@ -52,8 +52,8 @@ mod verify;
 mod zeroed;
 
 pub use crate::core::Core;
-pub use attach::ContextInfo;
 pub use advise::{HoldRange, Residence};
+pub use attach::ContextInfo;
 pub use entry::{PageEvent, State, TRANSITIONS, transition};
 pub use error::{AttachError, DetachError, DeviceCallError, RangeError, SpaceError};
 pub use hnode::HnodeStats;

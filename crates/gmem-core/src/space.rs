@@ -260,7 +260,7 @@ impl<P: Platform> Inner<P> {
     /// The first page in `range` at or after `from` that somebody has touched, looking at no more than `most` pages; or where to go on looking.
     pub(crate) fn next_touched(&self, region: &Region, from: VirtAddr, end: VirtAddr, most: usize) -> Result<VirtAddr, Option<VirtAddr>> {
         let (first, last) = (region.slot(from), region.slot(end));
-        let words = &self.table(region).words[first..last.min(first + most)];
+        let words = &self.table(region).words[first..last.min(first.saturating_add(most))];
         let page = |slot: usize| VirtAddr::new(from.get() + ((slot as u64) << region.attrs.page_size.shift()));
         match words.iter().position(|word| !Entry::is_untouched(*word)) {
             Some(slot) => Ok(page(slot)),

@@ -35,10 +35,11 @@ impl Faults {
         }
     }
 
-    /// Notes that the base page at `va` was poisoned.
-    pub(crate) fn note_poisoned(&self, va: VirtAddr) {
+    /// Poisons the base page at `va` by calling `poison`, and notes it if that said true. The lock is held over both, so that whoever maps the page
+    /// next finds the note; `poison` must not wake the faulter, who might be that one.
+    pub(crate) fn poison(&self, va: VirtAddr, poison: impl FnOnce() -> bool) {
         let mut poisoned = self.poisoned.lock();
-        if !poisoned.contains(&va) {
+        if poison() && !poisoned.contains(&va) {
             let _ = poisoned.try_push(va);
         }
         self.count.store(poisoned.len(), Release);

@@ -5,7 +5,7 @@
 
 use crate::FutexLock;
 use crate::fault::Faults;
-use crate::sys::sigsegv;
+use crate::sys::sigsegv::{self, Resolver};
 use core::sync::atomic::{AtomicUsize, Ordering::*};
 use gmem_hal::{Access, HostError, HostFault, VirtAddr, VirtRange, lock_api::Mutex};
 use std::sync::Arc;
@@ -31,7 +31,7 @@ pub(crate) struct Registered {
 impl Registered {
     /// From now on SIGSEGVs in `range` are asked of `faults`. Installs the handler if it is the first.
     pub(crate) fn new(range: VirtRange, faults: &Arc<Faults>) -> Result<Self, HostError> {
-        sigsegv::install(resolve).map_err(|e| HostError::Os(e.raw_os_error()))?;
+        sigsegv::install(Resolver { owns: |va| target(va).is_some(), resolve }).map_err(|e| HostError::Os(e.raw_os_error()))?;
         for (slot, entry) in REGISTRY.iter().enumerate() {
             let mut entry = entry.lock();
             if entry.is_none() {
@@ -54,11 +54,15 @@ impl Drop for Registered {
     }
 }
 
+/// Whose address this is.
+fn target(va: VirtAddr) -> Option<Target> {
+    let used = HIGH.load(Acquire);
+    REGISTRY[..used].iter().find_map(|slot| slot.lock().as_ref().filter(|t| t.0.contains(va)).cloned())
+}
+
 /// Called by the signal handler.
 fn resolve(va: VirtAddr, access: Access) -> bool {
-    let used = HIGH.load(Acquire);
-    let target = REGISTRY[..used].iter().find_map(|slot| slot.lock().as_ref().filter(|t| t.0.contains(va)).cloned());
-    let Some(target) = target else { return false };
+    let Some(target) = target(va) else { return false };
     match target.1.resolve(va, access, true) {
         // Pending is not said when waiting is allowed; trying again is right in any case.
         HostFault::Resolved | HostFault::Pending => true,

@@ -10,12 +10,12 @@
 //! A page that the CPU may not touch must fault to us, and must not become zeros behind our back. There are two ways to be told:
 //! a **userfaultfd**, read by a service thread ([`gmem_hal::Delivery::Service`]), and **`PROT_NONE` with a SIGSEGV handler**
 //! ([`gmem_hal::Delivery::InThread`]). Each space has a *user* range, where the program works, and an *alias* range of the same length
-//! elsewhere in the process, where copy engines reach the homes. `docs` of the module [`LinuxHost`] list what each
-//! pair of backing and delivery does for each call.
+//! elsewhere in the process, where copy engines reach the homes. [`LinuxHost`] lists how each
+//! pair of backing and delivery gives pages to the CPU and takes them away.
 //!
 //! # Where the unsafe code is
 //!
-//! In `sys` (memory areas, userfaultfd, the signal handler), `threads::slot` (a closure lent to another thread) and `futex` (the
+//! In `sys` (memory areas, userfaultfd, the signal handler), `threads` (a closure lent to another thread) and `futex` (the
 //! lock, whose trait is unsafe to implement). Everything else is checked by the compiler.
 
 #![deny(unsafe_code)]

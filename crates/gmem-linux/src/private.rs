@@ -63,14 +63,14 @@ fn anonymous(length: u64) -> Result<Area, HostError> {
     Ok(area)
 }
 
-/// Which pages of a call were moved, so that they can be moved back: a bitmap for up to 4096 pages on the stack.
-struct Moved {
-    bits: [u64; 64],
+/// Which pages of a call were moved, so that they can be moved back: a bit per page.
+struct Moved<'a> {
+    bits: &'a mut [u64],
     first: VirtAddr,
     size: PageSize,
 }
 
-impl Moved {
+impl Moved<'_> {
     fn mark(&mut self, start: VirtAddr, bytes: u64) {
         let from = (start.get() - self.first.get()) >> self.size.shift();
         let to = (start.get() + bytes - self.first.get()).div_ceil(self.size.bytes());
@@ -78,14 +78,18 @@ impl Moved {
     }
 
     fn pages(&self) -> impl Iterator<Item = VirtRange> + '_ {
-        let marked = (0..64 * 64u64).filter(|i| self.bits[(i / 64) as usize] & (1 << (i % 64)) != 0);
+        let marked = (0..self.bits.len() as u64 * 64).filter(|i| self.bits[(i / 64) as usize] & (1 << (i % 64)) != 0);
         marked.map(|i| VirtRange::page(VirtAddr::new(self.first.get() + (i << self.size.shift())), self.size).expect("a page of the call"))
     }
 }
 
-/// The longest range that one [`Moved`] can undo.
-fn chunk_bytes(size: PageSize) -> u64 {
-    size.bytes() * 4096
+/// What becomes of a page that is neither with the CPU nor at home when it is taken home.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Absent {
+    /// Its home is filled with zeros: the caller believes that it has bytes.
+    Zero,
+    /// It stays nowhere: the caller goes over a whole region, used or not.
+    Leave,
 }
 
 /// The rest of the page of `size` that begins, or goes on, at `rest`.
@@ -124,8 +128,7 @@ impl LinuxSpace {
     pub(crate) fn private_protect(&self, range: VirtRange, attrs: &RegionAttrs) -> Result<(), HostError> {
         // Take everything home under the old protection, by which it can be moved or dropped; then change the protection.
         for page in range.pages(attrs.page_size) {
-            let run = VirtRange::new(page.start(), page.end()).expect("a page");
-            self.private_cpu_unmap(run, attrs.page_size)?;
+            self.private_take_home(page, attrs.page_size, Absent::Leave)?;
         }
         self.frozen.lock().set(range, !attrs.prot.contains(Prot::RW))?;
         self.user().protect(range, attrs.prot).map_err(split_error)
@@ -149,6 +152,11 @@ impl LinuxSpace {
             self.populated.set(piece, true);
         }
         Ok(())
+    }
+
+    /// Puts zeros where nothing is: the home of one page.
+    fn private_build(&self, page: VirtRange, size: PageSize) -> Result<(), HostError> {
+        if size == PageSize::Size2M { self.private_build_huge(page) } else { self.private_fill(page) }
     }
 
     /// Puts zeros into the absent base pages of the homes of `range`.
@@ -195,7 +203,7 @@ impl LinuxSpace {
         let frozen = self.frozen.lock().contains(range.start());
         let homes = self.private_homes().area();
         let (service, _) = self.movers();
-        let mut busy = 0;
+        let (mut busy, mut filled) = (0, None);
         drive(
             range,
             |rest| {
@@ -207,6 +215,12 @@ impl LinuxSpace {
                 Errno::EXIST if rest.start().is_aligned(size) => Ok(size.bytes()),
                 Errno::EXIST => Ok(BASE_PAGE),
                 Errno::NOENT => self.private_nowhere(rest, size),
+                // No home to copy from: the program gave the page back before it was frozen. It reads as zero.
+                Errno::FAULT if frozen && filled != Some(rest.start()) => {
+                    filled = Some(rest.start());
+                    self.private_fill(VirtRange::page(rest.start(), PageSize::Size4K).expect("a page of the region"))?;
+                    Ok(0)
+                }
                 Errno::BUSY if busy < 1000 => {
                     busy += 1;
                     std::thread::yield_now();
@@ -234,22 +248,32 @@ impl LinuxSpace {
     // ---- take from the CPU ----
 
     pub(crate) fn private_cpu_unmap(&self, range: VirtRange, size: PageSize) -> Result<(), HostError> {
+        self.private_take_home(range, size, Absent::Zero)
+    }
+
+    fn private_take_home(&self, range: VirtRange, size: PageSize, absent: Absent) -> Result<(), HostError> {
         if self.frozen.lock().contains(range.start()) {
             return self.user().zap(range).map_err(error);
         }
-        if range.len().get() > chunk_bytes(size) {
-            // More than can be undone. The core works page by page; refuse rather than break the promise.
-            return Err(HostError::Unsupported);
-        }
-        let mut moved = Moved { bits: [0; 64], first: range.start(), size };
-        let done = self.private_take(range, size, &mut moved);
+        // On the stack for the fault path, which moves a page or a few; from the heap for calls on thousands, which come from elsewhere.
+        let (mut few, mut many) = ([0u64; 64], Vec::new());
+        let words = (range.len().get() >> size.shift()).div_ceil(64) as usize;
+        let bits = if words <= few.len() {
+            &mut few[..]
+        } else {
+            many.try_reserve_exact(words).map_err(|_| HostError::NoMemory)?;
+            many.resize(words, 0);
+            &mut many[..]
+        };
+        let mut moved = Moved { bits, first: range.start(), size };
+        let done = self.private_take(range, size, absent, &mut moved);
         if done.is_err() {
             moved.pages().for_each(|page| self.private_give_back(page));
         }
         done
     }
 
-    fn private_take(&self, range: VirtRange, size: PageSize, moved: &mut Moved) -> Result<(), HostError> {
+    fn private_take(&self, range: VirtRange, size: PageSize, absent: Absent, moved: &mut Moved<'_>) -> Result<(), HostError> {
         let homes = self.private_homes().area();
         let (_, mover) = self.movers();
         let (mut busy_at, mut tries) = (range.end(), 0);
@@ -274,17 +298,22 @@ impl LinuxSpace {
                     self.user().touch(rest.start());
                     Ok(0)
                 }
-                Errno::NOENT | Errno::EXIST => self.private_take_sparse(rest_of_page(rest, size), size),
+                Errno::NOENT | Errno::EXIST => self.private_take_sparse(rest_of_page(rest, size), size, absent),
                 other => Err(error(other)),
             },
         )
     }
 
-    /// Takes what there is of a page that is not wholly there. Usually nothing is there: the page is not CPU-mapped. Otherwise the program gave parts
-    /// of it back to the kernel (`madvise`), and these read as zero. Answers how many bytes to pass over: all of `part`.
-    fn private_take_sparse(&self, part: VirtRange, size: PageSize) -> Result<u64, HostError> {
+    /// Takes what there is of a page that is not wholly there. Either it is not CPU-mapped, or the program gave it or parts of it back to the kernel
+    /// (`madvise`), and these read as zero. Answers how many bytes to pass over: all of `part`.
+    fn private_take_sparse(&self, part: VirtRange, size: PageSize, absent: Absent) -> Result<u64, HostError> {
         let page = VirtRange::page(part.start(), size).expect("a page of the region");
         if part == page && !self.user().any_present(page).map_err(error)? {
+            let homes = self.private_homes().area();
+            if absent == Absent::Zero && !homes.any_present(self.in_homes(homes, page)).map_err(error)? {
+                // Neither here nor there: the caller, who thinks it is on the CPU, will read the home.
+                self.private_build(page, size)?;
+            }
             return Ok(part.len().get());
         }
         let homes = self.private_homes().area();

@@ -1,7 +1,7 @@
 //! Lines on stderr from places that must not allocate or lock.
 
 use core::fmt::{self, Write};
-use gmem_hal::Wait;
+use gmem_hal::{Access, HostFault, VirtAddr, Wait};
 use std::os::fd::AsFd;
 
 /// A line of bounded length, built without allocation. What does not fit is cut off.
@@ -28,6 +28,14 @@ pub(crate) fn line(args: fmt::Arguments<'_>) {
     let _ = line.write_fmt(args);
     line.bytes[line.len] = b'\n';
     let _ = rustix::io::write(std::io::stderr().as_fd(), &line.bytes[..=line.len]);
+}
+
+/// Says why a thread is about to die of an access: the signal alone would not.
+pub(crate) fn failed_access(va: VirtAddr, access: Access, why: &HostFault) {
+    match why {
+        HostFault::Failed(error) => line(format_args!("gmem: {access:?} at {va} failed: {error}")),
+        _ => line(format_args!("gmem: {access:?} at {va} failed: no address space there")),
+    }
 }
 
 /// Says that a wait has lasted longer than a second.

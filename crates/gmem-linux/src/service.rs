@@ -9,6 +9,7 @@
 
 use crate::fault::Faults;
 use crate::report;
+use crate::sys::area;
 use crate::sys::uffd::{Message, Uffd};
 use arrayvec::ArrayVec;
 use gmem_hal::{HostFault, PageSize, VirtRange};
@@ -18,15 +19,14 @@ use std::os::fd::AsFd;
 
 /// Serves faults until `stop` becomes readable.
 pub(crate) fn serve(uffd: &Uffd, faults: &Faults, stop: impl AsFd) {
+    let _guard = DiesWithUs;
     let mut messages = ArrayVec::new();
     loop {
         let mut fds = [PollFd::new(uffd.fd(), PollFlags::IN), PollFd::new(&stop, PollFlags::IN)];
         match poll(&mut fds, None) {
             Ok(_) | Err(Errno::INTR) => {}
             Err(e) => {
-                // Without this thread its faulters would hang; say so, they cannot.
-                report::line(format_args!("gmem: the fault service cannot poll (errno {}); faulting threads will hang", e.raw_os_error()));
-                return;
+                panic!("the fault service cannot poll: errno {}", e.raw_os_error());
             }
         }
         if !fds[1].revents().is_empty() {
@@ -39,6 +39,18 @@ pub(crate) fn serve(uffd: &Uffd, faults: &Faults, stop: impl AsFd) {
     }
 }
 
+/// Ends the process if the service panics: without it every thread that faults would hang, and nobody would know why.
+struct DiesWithUs;
+
+impl Drop for DiesWithUs {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            report::line(format_args!("gmem: the fault service panicked; no fault can be resolved any more"));
+            std::process::abort();
+        }
+    }
+}
+
 fn one(uffd: &Uffd, faults: &Faults, message: &Message) {
     let page = VirtRange::page(message.va, PageSize::Size4K).expect("a user address");
     match faults.resolve(message.va, message.access, false) {
@@ -46,17 +58,14 @@ fn one(uffd: &Uffd, faults: &Faults, message: &Message) {
         HostFault::Resolved => uffd.wake(page),
         // The core wakes it when the page is free.
         HostFault::Pending => {}
-        HostFault::NotOurs | HostFault::Failed(_) => {
-            match uffd.poison(page.start()) {
-                Ok(()) => faults.note_poisoned(page.start()),
+        failed @ (HostFault::NotOurs | HostFault::Failed(_)) => {
+            report::failed_access(message.va, message.access, &failed);
+            faults.poison(page.start(), || match uffd.poison(page.start()) {
+                Ok(()) => true,
                 // Present after all: the access can be tried again.
-                Err(Errno::EXIST) => {}
-                Err(_) => {
-                    if crate::sys::area::forbid(page) {
-                        faults.note_poisoned(page.start());
-                    }
-                }
-            }
+                Err(Errno::EXIST) => false,
+                Err(_) => area::forbid(page),
+            });
             uffd.wake(page);
         }
     }

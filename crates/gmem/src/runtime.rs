@@ -24,7 +24,8 @@ pub struct Builder {
 }
 
 pub(crate) struct Runtime {
-    core: Arc<LinuxCore>,
+    /// Gone only while this is dropped.
+    core: Option<Arc<LinuxCore>>,
     threads: Arc<Threads>,
     evictor: Mutex<Option<JoinHandle<()>>>,
 }
@@ -64,7 +65,7 @@ impl Builder {
         let upcalls: Weak<LinuxCore> = Arc::downgrade(&core);
         gmem_hal::Platform::host(core.platform()).set_upcalls(upcalls as Weak<dyn Upcalls>);
         let evictor = spawn_evictor(&threads, &core)?;
-        Ok(Gmem { runtime: Arc::new(Runtime { core, threads, evictor: Mutex::new(Some(evictor)) }) })
+        Ok(Gmem { runtime: Arc::new(Runtime { core: Some(core), threads, evictor: Mutex::new(Some(evictor)) }) })
     }
 }
 
@@ -100,12 +101,12 @@ impl Gmem {
 
     /// Bytes of metadata asked of the system. [`Stats::metadata`] counts what of it was touched.
     pub fn metadata_charged(&self) -> usize {
-        self.runtime.core.platform().metadata_bytes()
+        self.runtime.core().platform().metadata_bytes()
     }
 
     /// Switches gmem off, or on again. Off, nothing new can be made, mapped or attached; what exists goes on working, so that no data is cut off.
     pub fn set_enabled(&self, enabled: bool) {
-        self.runtime.core.set_enabled(enabled);
+        self.runtime.core().set_enabled(enabled);
     }
 
     /// Checks gmem's own invariants. For tests, while nothing is under way.
@@ -126,19 +127,23 @@ impl fmt::Debug for Gmem {
 impl Runtime {
     /// Calls the core on one of gmem's own threads, which own the descriptors and take no signals.
     pub(crate) fn call<T: Send>(&self, work: impl FnOnce(&Arc<LinuxCore>) -> T + Send) -> T {
-        self.threads.run(|| work(&self.core))
+        self.threads.run(|| work(self.core()))
+    }
+
+    fn core(&self) -> &Arc<LinuxCore> {
+        self.core.as_ref().expect("the core lives until the runtime is dropped")
     }
 }
 
 impl Drop for Runtime {
     fn drop(&mut self) {
-        self.core.platform().stop_pressure();
+        self.core().platform().stop_pressure();
         if let Some(evictor) = self.evictor.lock().unwrap_or_else(PoisonError::into_inner).take() {
             // It ends at the next look; its panic, if any, was printed.
             let _ = evictor.join();
         }
-        // The core goes on one of its own threads: dropping the host closes descriptors of their table.
-        let core = std::mem::replace(&mut self.core, Core::clone(&self.core));
-        drop(core);
+        // On one of gmem's own threads: dropping the host closes descriptors of their table.
+        let core = self.core.take();
+        self.threads.run(move || drop(core));
     }
 }

@@ -8,9 +8,7 @@ use crate::runtime::{Gmem, Runtime};
 use crate::unified::UnifiedVec;
 use bytemuck::Pod;
 use gmem_core::{MapRequest, Residence, SpaceError};
-use gmem_hal::{
-    Access, Backing, ByteLen, Delivery, HostError, Mode, PageSize, Prot, RegionAttrs, SpaceId, VirtAddr, VirtRange,
-};
+use gmem_hal::{Access, Backing, ByteLen, Delivery, HostError, Mode, PageSize, Prot, RegionAttrs, SpaceId, VirtAddr, VirtRange};
 use std::fmt;
 use std::sync::Arc;
 

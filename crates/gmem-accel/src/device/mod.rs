@@ -7,6 +7,7 @@
 //! is gone. Commands are carried out by whichever thread is awake: a worker that waits for the answer to its fault, or else the command thread.
 
 mod entry;
+mod frames;
 mod peer;
 mod ring;
 mod signal;
@@ -14,6 +15,7 @@ mod window;
 mod worker;
 
 pub(crate) use entry::{ENV, FIRST_FD, linked};
+pub(crate) use peer::MARK;
 pub(crate) use ring::{op, reply};
 
 use crate::shm::{Config, MAX_CORES, Shared};

@@ -105,7 +105,10 @@ fn carry_out(device: &Device, index: u32) {
         op::ENTER => (window::enter(device, c.va, c.len, c.frame, c.prot, false), 0),
         op::ENTER_HOST => (window::enter(device, c.va, c.len, c.frame, c.prot, true), 0),
         op::RELEASE => (revoked(device, window::release(device, c.va, c.len)), 0),
-        op::PROTECT => (revoked(device, window::protect(device, c.va, c.len, c.prot)), 0),
+        op::PROTECT => {
+            peer::protected(device, &c);
+            (revoked(device, window::protect(device, c.va, c.len, c.prot)), 0)
+        }
         _ => peer::carry_out(device, &c),
     };
     slot.result.store(result, Ordering::Relaxed);

@@ -2,7 +2,7 @@
 
 use super::{Device, device, ring, worker};
 use crate::shm::{fault, launch};
-use crate::wait::{Bell, Deadline, Patience};
+use crate::wait::{Bell, Deadline, Patience, now_ns};
 use crate::{codec, faults};
 use gmem_hal::FaultError;
 use libc::{c_int, c_void, siginfo_t};
@@ -126,8 +126,9 @@ fn ask(device: &Device, me: usize, address: u64, write: bool) -> u64 {
         if done {
             break;
         }
-        let mut once = Patience::new(Duration::ZERO);
+        let (mut once, asleep_since) = (Patience::new(Duration::ZERO), now_ns());
         Bell(slot.device_bell).wait(&mut once, Deadline::NEVER, || answered() || ring::pending(device));
+        patience.woken_after(now_ns().saturating_sub(asleep_since));
         device.shm.drainers().fetch_add(1, Ordering::SeqCst);
     }
     worker::set_patience(device, me, patience);

@@ -253,3 +253,62 @@ fn more_mappings_than_the_kernel_allows_are_refused_early() {
     pager.enter(0, 0, Prot::RW).unwrap();
     pager.destroy();
 }
+
+#[test]
+fn several_host_threads_use_one_context_while_its_kernels_fault() {
+    let _dog = watchdog("many threads");
+    // Pages 0..8 belong to the kernels, 8..12 to a host thread each; frames 8..12 likewise.
+    let pager = Pager::new(Discrete::builder().memory(12 * PAGE).cores(2).time_limit(std::time::Duration::from_secs(20)), PAGE, 16, |p| {
+        p.no_copy = true;
+        p.state.get_mut().unwrap().free.retain(|frame| *frame < 4 * PAGE);
+    });
+    std::thread::scope(|scope| {
+        for page in 8..12 {
+            let pager = &pager;
+            scope.spawn(move || {
+                for round in 0..300 {
+                    let prot = if round % 2 == 0 { Prot::READ } else { Prot::RW };
+                    pager.enter(page, page * PAGE, prot).unwrap();
+                    pager.enter(page, page * PAGE, Prot::RW).unwrap();
+                    pager.mmu().pmap_protect(pager.pmap(), pager.page_range(page), Prot::READ).unwrap();
+                    pager.mmu().pmap_release(pager.pmap(), pager.page_range(page)).unwrap();
+                    pager.mmu().tlb_invalidate(pager.pmap(), pager.page_range(page)).unwrap();
+                }
+            });
+        }
+        for _ in 0..30 {
+            pager.launch("touch", &[pager.start(), 8, PAGE]).unwrap();
+        }
+    });
+    for page in 8..12 {
+        assert!(pager.launch_with("load", &[pager.start() + page * PAGE], false).is_err(), "page {page} is still there");
+    }
+    pager.destroy();
+}
+
+#[test]
+fn odd_sizes_of_memory_and_pages_work() {
+    let _dog = watchdog("odd sizes");
+    // 64 KiB pages over a memory that is not a multiple of 2 MiB, and hardly any.
+    let pager = Pager::new(Discrete::builder().memory(PAGE + 5 * 65536).cores(1), 65536, 96, |_| {});
+    vector_add(&pager);
+    pager.destroy();
+    let pager = Pager::new(Discrete::builder().memory(3 * 4096).cores(1), 4096, 12, |_| {});
+    vector_add(&pager);
+    pager.destroy();
+}
+
+#[test]
+fn what_cannot_be_built_is_refused() {
+    use gmem_accel::BuildError;
+    let refused = |b: gmem_accel::Builder| b.build().err();
+    assert_eq!(refused(small().memory(0)), Some(BuildError::Memory));
+    assert_eq!(refused(small().memory(4097)), Some(BuildError::Memory));
+    assert_eq!(refused(small().cores(0)), Some(BuildError::Cores));
+    assert_eq!(refused(small().cores(65)), Some(BuildError::Cores));
+    assert_eq!(refused(small().modes(Modes::all())), Some(BuildError::Modes));
+    assert_eq!(refused(small().page_sizes(PageSizes::from_bitmap(1 << 30))), Some(BuildError::PageSizes));
+    assert_eq!(refused(small().time_limit(std::time::Duration::ZERO)), Some(BuildError::TimeLimit));
+    let cookies = [small().build().unwrap(), small().build().unwrap()].map(|d| d.info().mmu_cookie);
+    assert!(cookies[0] != cookies[1] && !cookies.contains(&DeviceInfo::CPU_COOKIE));
+}

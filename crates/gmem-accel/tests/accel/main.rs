@@ -4,4 +4,7 @@
 mod common;
 
 mod exclusive;
+mod glue;
+mod integrated;
+mod peer;
 mod replicate;

@@ -17,9 +17,8 @@ fn a_replica_sees_what_the_host_writes_and_the_other_way_round() {
     rustix::fs::ftruncate(&file, ahead + 2 * LEN).unwrap();
     let flags = rustix::mm::ProtFlags::READ | rustix::mm::ProtFlags::WRITE;
     // SAFETY: a new mapping at an address of the kernel's choice.
-    let at = unsafe {
-        rustix::mm::mmap(std::ptr::null_mut(), 2 * LEN as usize, flags, rustix::mm::MapFlags::SHARED, &file, ahead).unwrap()
-    } as u64;
+    let at = unsafe { rustix::mm::mmap(std::ptr::null_mut(), 2 * LEN as usize, flags, rustix::mm::MapFlags::SHARED, &file, ahead).unwrap() }
+        as u64;
     let base = PhysAddr { hnode: HnodeId::HOST, addr: at };
     let window = HostWindow { handle: file.as_raw_fd(), offset: ahead, base };
     let request = PmapRequest { mode: Mode::Replicate, host: Some(window), ..pager.request() };

@@ -1,5 +1,5 @@
 //! A tiny pager in the place of the core: it owns a host buffer and moves its pages to a device and back, first in first out.
-#![allow(dead_code)] // each test program uses its own part
+#![allow(dead_code, unreachable_pub)] // each test program uses its own part
 
 use gmem_accel::{Builder, Discrete, kernel};
 use gmem_hal::*;

@@ -16,19 +16,25 @@ use gmem_hal::{Access, VirtAddr};
 use rustix::io::Errno;
 use std::sync::OnceLock;
 
-/// Resolves a fault at an address: true if the access can be tried again, false if the fault is not gmem's. Must be async-signal-safe.
-pub(crate) type Resolve = fn(VirtAddr, Access) -> bool;
+/// Who resolves the faults. Both functions must be async-signal-safe.
+#[derive(Clone, Copy)]
+pub(crate) struct Resolver {
+    /// Whether an address is gmem's. Called for every SIGSEGV of the process, with little stack, perhaps because there is no more.
+    pub(crate) owns: fn(VirtAddr) -> bool,
+    /// Resolves a fault at such an address: true if the access can be tried again.
+    pub(crate) resolve: fn(VirtAddr, Access) -> bool,
+}
 
 /// What the handler needs, set before it is installed and never changed.
 struct Installed {
-    resolve: Resolve,
+    resolver: Resolver,
     previous: libc::sigaction,
 }
 
 static INSTALLED: OnceLock<Installed> = OnceLock::new();
 
 /// Installs the handler, once per process; later calls do nothing.
-pub(crate) fn install(resolve: Resolve) -> Result<(), Errno> {
+pub(crate) fn install(resolver: Resolver) -> Result<(), Errno> {
     let mut result = Ok(());
     INSTALLED.get_or_init(|| {
         let mut previous = MaybeUninit::<libc::sigaction>::zeroed();
@@ -37,7 +43,7 @@ pub(crate) fn install(resolve: Resolve) -> Result<(), Errno> {
             libc::sigaction(libc::SIGSEGV, core::ptr::null(), previous.as_mut_ptr());
             previous.assume_init()
         };
-        Installed { resolve, previous }
+        Installed { resolver, previous }
     });
     static ONCE: OnceLock<i32> = OnceLock::new();
     let err = *ONCE.get_or_init(|| {
@@ -62,14 +68,14 @@ pub(crate) fn install(resolve: Resolve) -> Result<(), Errno> {
 struct Question {
     va: VirtAddr,
     access: Access,
-    resolve: Resolve,
+    resolver: Resolver,
     resolved: bool,
 }
 
 unsafe extern "C" fn ask(question: *mut c_void) {
     // SAFETY: `resolved` passes a pointer to a live Question that nobody else uses meanwhile.
     let question = unsafe { &mut *question.cast::<Question>() };
-    question.resolved = (question.resolve)(question.va, question.access);
+    question.resolved = (question.resolver.resolve)(question.va, question.access);
 }
 
 /// # Safety
@@ -79,7 +85,7 @@ unsafe extern "C" fn handler(signal: c_int, info: *mut libc::siginfo_t, context:
     let saved = unsafe { *libc::__errno_location() };
     if let Some(installed) = INSTALLED.get() {
         // SAFETY: the kernel passes a valid siginfo and ucontext to SA_SIGINFO handlers.
-        let done = unsafe { resolved(installed.resolve, &*info, context.cast()) };
+        let done = unsafe { resolved(installed.resolver, &*info, context.cast()) };
         if !done {
             // SAFETY: the arguments are those of this very delivery.
             unsafe { pass_on(&installed.previous, signal, info, context) };
@@ -91,7 +97,7 @@ unsafe extern "C" fn handler(signal: c_int, info: *mut libc::siginfo_t, context:
 
 /// # Safety
 /// `context` is the ucontext of the delivery that `info` describes.
-unsafe fn resolved(resolve: Resolve, info: &libc::siginfo_t, context: *const libc::ucontext_t) -> bool {
+unsafe fn resolved(resolver: Resolver, info: &libc::siginfo_t, context: *const libc::ucontext_t) -> bool {
     /// The mapping is there and forbids the access: all that `PROT_NONE` can give.
     const SEGV_ACCERR: c_int = 2;
     if info.si_code != SEGV_ACCERR {
@@ -99,9 +105,13 @@ unsafe fn resolved(resolve: Resolve, info: &libc::siginfo_t, context: *const lib
     }
     // SAFETY: a SIGSEGV made by the kernel carries an address.
     let va = VirtAddr::new(unsafe { info.si_addr() } as usize as u64);
+    // Before anything is put on the interrupted stack: it may be what overflowed.
+    if !(resolver.owns)(va) {
+        return false;
+    }
     // SAFETY: the caller's promise.
     let context = unsafe { &*context };
-    let mut question = Question { va, access: access(context), resolve, resolved: false };
+    let mut question = Question { va, access: access(context), resolver, resolved: false };
     let arg = (&raw mut question).cast::<c_void>();
     match interrupted_stack(context, arg as usize) {
         // SAFETY: the interrupted code of this thread is suspended until the handler returns, and `sp` is its stack pointer.

@@ -23,6 +23,7 @@ const POISON: libc::Ioctl = opcode::read_write::<raw::uffdio_poison>(0xaa, 8) as
 /// `USERFAULTFD_IOC_NEW` of `/dev/userfaultfd`.
 const DEVICE_NEW: libc::Ioctl = opcode::none(0xaa, 0) as libc::Ioctl;
 
+const POISON_DONTWAKE: u64 = 1;
 const MOVE_ALLOW_SRC_HOLES: u64 = 2;
 
 /// Which absences of a registered range are faults for us.
@@ -180,10 +181,10 @@ impl Uffd {
     }
 
     /// Makes the next access to the absent base page at `va` die with SIGBUS. `va` must have come from a message of this descriptor, so that it lies
-    /// in a range registered here; the kernel refuses others.
+    /// in a range registered here; the kernel refuses others. Does not wake.
     pub(crate) fn poison(&self, va: VirtAddr) -> Result<(), Errno> {
         let range = raw::uffdio_range { start: va.get() & !(BASE_PAGE - 1), len: BASE_PAGE };
-        self.call(POISON, &mut raw::uffdio_poison { range, mode: 0, updated: 0 })
+        self.call(POISON, &mut raw::uffdio_poison { range, mode: POISON_DONTWAKE, updated: 0 })
     }
 
     /// Reads faults that wait, without blocking, into `messages`. `EAGAIN`: there are none.

@@ -73,7 +73,7 @@ struct Shared {
 
 struct State {
     queue: VecDeque<Job>,
-    /// Workers in `work.wait`, counted until they hold the state again.
+    /// Workers that will look at the queue before they do anything else: in `work.wait`, or done with a call.
     idle: usize,
     stopping: bool,
 }
@@ -182,8 +182,12 @@ fn worker(shared: &Shared) {
     loop {
         if let Some(job) = state.queue.pop_front() {
             drop(state);
-            job.run();
+            let done = job.run();
+            // Idle before the caller goes on: its next call, which may come at once, must not ask for another thread.
+            locked(&shared.state).idle += 1;
+            drop(done);
             state = locked(&shared.state);
+            state.idle -= 1;
             continue;
         }
         if state.stopping {

@@ -17,15 +17,30 @@ pub(super) struct Slot<F, T> {
 /// A type-erased pointer to a slot, to be run once.
 pub(super) struct Job {
     slot: *const (),
-    run: unsafe fn(*const ()),
+    run: unsafe fn(*const ()) -> Done,
+}
+
+/// The closure has run; dropping this tells the caller. What is to be true when the caller goes on, is made true before.
+pub(super) struct Done {
+    done: *const AtomicBool,
+    caller: Thread,
+}
+
+impl Drop for Done {
+    fn drop(&mut self) {
+        // SAFETY: the caller of `Slot::job` keeps the slot alive until `done` is set, which happens here, once.
+        unsafe { (*self.done).store(true, Release) };
+        // The slot may be gone now; the thread handle is our own.
+        self.caller.unpark();
+    }
 }
 
 // SAFETY: a job is a pointer to a slot whose closure and result are Send (`Slot::job` asks for it), and only one thread runs it.
 unsafe impl Send for Job {}
 
 impl Job {
-    /// Runs the closure and wakes the caller.
-    pub(super) fn run(self) {
+    /// Runs the closure. The caller waits on until the answer is dropped.
+    pub(super) fn run(self) -> Done {
         // SAFETY: `slot` and `run` were made together by `Slot::job`, whose caller promised to keep the slot until it is done; `self` is
         // consumed, so this happens once.
         unsafe { (self.run)(self.slot) }
@@ -47,26 +62,28 @@ impl<F: FnOnce() -> T + Send, T: Send> Slot<F, T> {
 
     /// # Safety
     /// `slot` points to a live `Slot<F, T>`, and this is the only call for it.
-    unsafe fn run(slot: *const ()) {
-        // SAFETY: the caller of `job` keeps the slot alive and in place until `done`, which is stored last.
+    unsafe fn run(slot: *const ()) -> Done {
+        // SAFETY: the caller of `job` keeps the slot alive and in place until `done`, which the answer stores.
         let slot = unsafe { &*slot.cast::<Self>() };
         // SAFETY: until `done` only this one call touches the cells: the owner of the slot reads them only after it.
         let work = unsafe { (*slot.work.get()).take() }.expect("a job runs once");
         let result = catch_unwind(AssertUnwindSafe(work));
         // SAFETY: as above.
         unsafe { *slot.result.get() = Some(result) };
-        let caller = slot.caller.clone();
-        // After this store the slot may be gone.
-        slot.done.store(true, Release);
-        caller.unpark();
+        Done { done: &raw const slot.done, caller: slot.caller.clone() }
     }
 
-    /// Waits for the job and gives its result; a panic in the closure goes on in the caller.
-    pub(super) fn wait(self) -> T {
+    /// Waits for the job and gives its result; a panic in the closure goes on in the caller. By reference: a move would pull the slot from under the job.
+    ///
+    /// # Panics
+    /// If called again.
+    pub(super) fn wait(&self) -> T {
         while !self.done.load(Acquire) {
             thread::park();
         }
-        match self.result.into_inner().expect("the job stored a result before it said done") {
+        // SAFETY: after `done` the job touches the slot no more, and a slot is not Sync: this thread alone has it.
+        let result = unsafe { (*self.result.get()).take() };
+        match result.expect("the job stored a result before it said done") {
             Ok(value) => value,
             Err(panic) => resume_unwind(panic),
         }

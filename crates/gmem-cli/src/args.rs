@@ -1,0 +1,211 @@
+//! The command line.
+
+use crate::size;
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use std::path::PathBuf;
+
+const RUN_EXAMPLES: &str = "\
+Examples:
+  gmem run vector-add                              2400 MiB of vectors through 600 MiB of device memory
+  gmem run vector-add --elements 1000000 --device-memory 8MiB --json
+  gmem run crc /usr/share/doc                      CRC-32 of every file below a directory
+  gmem run backprop --check                        train on the device and compare with the CPU, bit for bit
+  gmem run vector-add --device integrated          a device that walks the CPU's own page table
+  gmem run vector-add --mode replicate             the device maps host memory, nothing moves
+  gmem run backprop --device peer --page-size 64k";
+
+const TOP_EXAMPLES: &str = "\
+Examples:
+  gmem run vector-add      see a CPU and an accelerator work through the same pointers
+  gmem probe               what this machine allows, and what follows
+  gmem bench               what it costs, beside the same done by hand";
+
+const VECTOR_ADD_EXAMPLES: &str = "\
+Examples:
+  gmem run vector-add
+  gmem run vector-add --elements 26214400 --device-memory 150MiB --cores 2
+  gmem run vector-add --no-replay --json";
+
+const CRC_EXAMPLES: &str = "\
+Examples:
+  gmem run crc Cargo.lock
+  gmem run crc /usr/share/doc /usr/bin/env --device-memory 16MiB
+  gmem run crc big.iso --mode replicate --json";
+
+const BACKPROP_EXAMPLES: &str = "\
+Examples:
+  gmem run backprop
+  gmem run backprop --check --epochs 5
+  gmem run backprop --page-size 2MiB --device-memory 8MiB --seed 7";
+
+const PROBE_EXAMPLES: &str = "\
+Examples:
+  gmem probe
+  gmem probe --json | jq .";
+
+const BENCH_EXAMPLES: &str = "\
+Examples:
+  gmem bench
+  gmem bench --only cpu_fault_2mib --only idle_cpu
+  gmem bench --json > bench.json";
+
+/// One address space for the CPU and its accelerators, in user space, on an unmodified kernel.
+#[derive(Parser, Debug)]
+#[command(name = "gmem", version, after_help = TOP_EXAMPLES, arg_required_else_help = true, disable_help_subcommand = true)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Subcommand, Debug)]
+pub(crate) enum Command {
+    /// Run a workload on a device and check its result
+    #[command(after_help = RUN_EXAMPLES, subcommand_value_name = "WORKLOAD", subcommand_help_heading = "Workloads", disable_help_subcommand = true)]
+    Run(RunArgs),
+    /// Say what this machine can do, and what follows
+    #[command(after_help = PROBE_EXAMPLES)]
+    Probe(ProbeArgs),
+    /// Measure what gmem costs beside the same work written by hand
+    #[command(after_help = BENCH_EXAMPLES)]
+    Bench(BenchArgs),
+    /// The other process of the hand-written floors of `gmem bench`.
+    #[command(hide = true, name = crate::bench::OTHER_PROCESS)]
+    BenchOther,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct RunArgs {
+    #[command(flatten)]
+    pub(crate) common: Common,
+    #[command(subcommand)]
+    pub(crate) workload: WorkloadArgs,
+}
+
+/// What every workload can be told.
+#[derive(Args, Debug, Clone, Default)]
+pub(crate) struct Common {
+    /// The accelerator
+    #[arg(long, global = true, value_enum, value_name = "KIND", help_heading = "Device")]
+    pub(crate) device: Option<DeviceKind>,
+    /// How it takes part in the address space [default: share for integrated, otherwise exclusive]
+    #[arg(long, global = true, value_enum, value_name = "MODE", help_heading = "Device")]
+    pub(crate) mode: Option<ModeArg>,
+    /// Its memory, such as 600MiB [default: chosen by the workload so that pages have to travel]
+    #[arg(long, global = true, value_name = "SIZE", value_parser = size::parse, help_heading = "Device")]
+    pub(crate) device_memory: Option<u64>,
+    /// Its number of cores [default: one per processor]
+    #[arg(long, global = true, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=64), help_heading = "Device")]
+    pub(crate) cores: Option<u32>,
+    /// Make a device that cannot replay faults: each launch names the memory it touches
+    #[arg(long, global = true, help_heading = "Device")]
+    pub(crate) no_replay: bool,
+    /// The unit of residency and transfer: 4KiB, 64KiB or 2MiB [default: chosen by the workload]
+    #[arg(long, global = true, value_name = "SIZE", value_parser = size::parse, help_heading = "Memory")]
+    pub(crate) page_size: Option<u64>,
+    /// Where the host keeps the bytes [default: shared]
+    #[arg(long, global = true, value_enum, value_name = "KIND", help_heading = "Memory")]
+    pub(crate) backing: Option<BackingArg>,
+    /// Who resolves the CPU's faults [default: service]
+    #[arg(long, global = true, value_enum, value_name = "KIND", help_heading = "Memory")]
+    pub(crate) delivery: Option<DeliveryArg>,
+    /// Print the result as one JSON object
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+}
+
+#[derive(Subcommand, Debug)]
+pub(crate) enum WorkloadArgs {
+    /// Add two vectors of 64-bit integers into a third
+    #[command(after_help = VECTOR_ADD_EXAMPLES)]
+    VectorAdd(VectorAddArgs),
+    /// CRC-32 of files that are read straight into unified memory
+    #[command(after_help = CRC_EXAMPLES)]
+    Crc(CrcArgs),
+    /// Train a small network on handwritten digits
+    #[command(after_help = BACKPROP_EXAMPLES)]
+    Backprop(BackpropArgs),
+}
+
+/// The workloads by name, for messages.
+pub(crate) const WORKLOADS: [&str; 3] = ["vector-add", "crc", "backprop"];
+
+#[derive(Args, Debug)]
+pub(crate) struct VectorAddArgs {
+    /// Elements of each of the three vectors [default: 104857600, which is 800 MiB]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) elements: Option<u64>,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct CrcArgs {
+    /// Files, or directories to walk (symbolic links inside them are not followed)
+    #[arg(required = true, value_name = "FILE")]
+    pub(crate) paths: Vec<PathBuf>,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct BackpropArgs {
+    /// Passes over the training samples
+    #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pub(crate) epochs: u32,
+    /// Seed of the split, of the first weights and of the order of the samples
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub(crate) seed: u64,
+    /// Do the same training on the CPU alone and compare every weight, bit for bit
+    #[arg(long)]
+    pub(crate) check: bool,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct ProbeArgs {
+    /// Print the result as one JSON object
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct BenchArgs {
+    /// Print the rows as one JSON object
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// Measure only this row (may be given several times)
+    #[arg(long, value_name = "ROW", value_parser = clap::builder::PossibleValuesParser::new(crate::bench::ROWS))]
+    pub(crate) only: Vec<String>,
+}
+
+#[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(crate) enum DeviceKind {
+    /// A process of its own with its own memory
+    #[default]
+    Discrete,
+    /// Cores on the CPU's own page table
+    Integrated,
+    /// A process that manages its own addresses and memory
+    Peer,
+}
+
+#[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum ModeArg {
+    /// A page is on one side at a time, and moves to whoever touches it
+    Exclusive,
+    /// The device uses the CPU's page table
+    Share,
+    /// The device's table receives every mapping; data stays in host memory
+    Replicate,
+}
+
+#[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum BackingArg {
+    /// A shared memory object: fastest, and what devices can map
+    Shared,
+    /// Anonymous memory: safe for asynchronous I/O
+    Private,
+}
+
+#[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum DeliveryArg {
+    /// A thread of gmem: system calls work on absent pages
+    Service,
+    /// The faulting thread itself: faster, but system calls on absent pages fail
+    Inthread,
+}

@@ -1,0 +1,6 @@
+//! The figures themselves: the same things as the floors, through gmem.
+
+mod faults;
+mod kernels;
+
+pub(crate) use faults::{CpuFault, DeviceFault, touch_here, touch_on_device};

@@ -1,0 +1,96 @@
+//! How fast this machine copies memory: the yardstick of every bandwidth.
+
+use super::median;
+use crate::failure::Failure;
+use crate::machine::Machine;
+use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous, munmap};
+use std::ffi::c_void;
+use std::ptr::{NonNull, null_mut};
+use std::time::Instant;
+
+/// What is copied at a time: a large page, as gmem moves it.
+const BLOCK: usize = 2 << 20;
+
+/// Far more than any cache holds.
+const BUFFER: usize = 256 << 20;
+
+/// Measures copies, a few at a time, so that they can lie before and after what they are compared with.
+pub(crate) struct CopySpeed {
+    blocks: usize,
+    seconds: Vec<f64>,
+}
+
+impl CopySpeed {
+    /// With buffers that this machine has room for.
+    pub(crate) fn new(machine: &Machine) -> Self {
+        let most = usize::try_from(machine.available / 16).unwrap_or(BUFFER);
+        Self { blocks: most.clamp(BLOCK, BUFFER) / BLOCK, seconds: Vec::new() }
+    }
+
+    /// Copies every block of one large buffer to another, both in place beforehand and in huge pages, and keeps the times.
+    pub(crate) fn sample(&mut self) -> Result<(), Failure> {
+        let from = Buffer::new(self.blocks * BLOCK)?;
+        let to = Buffer::new(self.blocks * BLOCK)?;
+        for block in 0..self.blocks {
+            let started = Instant::now();
+            // SAFETY: both buffers have `blocks` blocks, are mapped for reading and writing, and are ours alone.
+            unsafe {
+                let (from, to) = (from.start.as_ptr().cast::<u8>(), to.start.as_ptr().cast::<u8>());
+                std::ptr::copy_nonoverlapping(from.add(block * BLOCK), to.add(block * BLOCK), BLOCK);
+            }
+            self.seconds.push(started.elapsed().as_secs_f64());
+        }
+        Ok(())
+    }
+
+    /// The bytes copied in a second: a block over the median of the times.
+    ///
+    /// # Panics
+    /// If nothing was sampled.
+    pub(crate) fn bytes_per_second(&mut self) -> f64 {
+        BLOCK as f64 / median(&mut self.seconds)
+    }
+}
+
+/// Anonymous memory, in huge pages where the system grants them, every page in place.
+struct Buffer {
+    start: NonNull<c_void>,
+    len: usize,
+}
+
+impl Buffer {
+    fn new(len: usize) -> Result<Self, Failure> {
+        let failed = |e: rustix::io::Errno| Failure::while_doing("memory to measure copies with", e);
+        // SAFETY: a new mapping at an address of the kernel's choice touches nothing that exists.
+        let start = unsafe { mmap_anonymous(null_mut(), len, ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE) }.map_err(failed)?;
+        let start = NonNull::new(start).ok_or_else(|| Failure::Failed("the kernel mapped address zero".to_owned()))?;
+        let buffer = Self { start, len };
+        // SAFETY: the mapping was just made. A kernel without huge pages refuses, and base pages are then what it has.
+        let _ = unsafe { madvise(start.as_ptr(), len, Advice::LinuxHugepage) };
+        // SAFETY: the mapping is `len` writable bytes that nobody else knows; writing to each page brings it in.
+        unsafe { start.as_ptr().cast::<u8>().write_bytes(1, len) };
+        Ok(buffer)
+    }
+}
+
+impl Drop for Buffer {
+    fn drop(&mut self) {
+        // SAFETY: the mapping is ours and ends with its owner. It was made whole, so it can be unmapped whole.
+        let _ = unsafe { munmap(self.start.as_ptr(), self.len) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_copy_takes_some_time() {
+        let mut speed = CopySpeed::new(&Machine { total: 1 << 30, available: 64 << 20, cpus: 1 });
+        speed.sample().unwrap();
+        speed.sample().unwrap();
+        assert_eq!(speed.seconds.len(), 4);
+        let speed = speed.bytes_per_second();
+        assert!(speed > 1e6 && speed < 1e13, "{speed}");
+    }
+}

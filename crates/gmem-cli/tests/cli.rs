@@ -1,0 +1,122 @@
+//! The command line from outside: help, every refusal with its exit status and its words, and how output ends.
+
+use std::io::Read;
+use std::process::{Command, Output, Stdio};
+
+fn gmem(args: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_gmem")).args(args).stdin(Stdio::null()).output().expect("the command starts")
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8(bytes.to_vec()).expect("the command writes text")
+}
+
+/// The command line is refused with `status`, nothing on standard output, and a message that holds all of `words`.
+#[track_caller]
+fn refused(args: &[&str], status: i32, words: &[&str]) {
+    let output = gmem(args);
+    let message = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(status), "{args:?}: {message}");
+    assert_eq!(text(&output.stdout), "", "{args:?}");
+    for word in words {
+        assert!(message.contains(word), "{args:?}: `{word}` is not in: {message}");
+    }
+}
+
+#[test]
+fn help_has_examples_for_every_command() {
+    let commands: [&[&str]; 7] = [&[], &["run"], &["run", "vector-add"], &["run", "crc"], &["run", "backprop"], &["probe"], &["bench"]];
+    for command in commands {
+        let output = gmem(&[command, &["--help"]].concat());
+        let help = text(&output.stdout);
+        assert!(output.status.success(), "{command:?}");
+        let example = format!("  gmem {}", command.join(" "));
+        assert!(help.contains("Examples:") && help.contains(example.trim_end()), "{command:?}: {help}");
+        assert!(!help.contains("bench-other-process"), "the hidden command shows in: {help}");
+    }
+    assert!(text(&gmem(&["--version"]).stdout).starts_with("gmem "));
+}
+
+#[test]
+fn unknown_words_are_wrong_usage() {
+    refused(&[], 2, &["Usage"]);
+    refused(&["frobnicate"], 2, &["frobnicate"]);
+    refused(&["run"], 2, &["vector-add", "crc", "backprop"]);
+    refused(&["run", "matmul"], 2, &["`matmul`", "vector-add, crc, backprop"]);
+    refused(&["run", "--json", "matmul"], 2, &["`matmul`", "vector-add, crc, backprop"]);
+    refused(&["run", "vector-add", "--device", "gpu"], 2, &["gpu", "discrete, integrated, peer"]);
+    refused(&["run", "vector-add", "--mode", "shared"], 2, &["shared", "exclusive, share, replicate"]);
+    refused(&["run", "vector-add", "--backing", "x"], 2, &["shared, private"]);
+    refused(&["run", "vector-add", "--delivery", "x"], 2, &["service, inthread"]);
+    refused(&["run", "vector-add", "--no-such-flag"], 2, &["--no-such-flag"]);
+    refused(&["bench", "--only", "nothing"], 2, &["nothing", "cpu_fault_2mib"]);
+    refused(&["run", "crc"], 2, &["<FILE>"]);
+}
+
+#[test]
+fn impossible_numbers_are_wrong_usage() {
+    refused(&["run", "vector-add", "--elements", "0"], 2, &["--elements"]);
+    refused(&["run", "vector-add", "--elements", "-1"], 2, &["-1"]);
+    refused(&["run", "vector-add", "--elements", "99999999999999999999"], 2, &["--elements"]);
+    refused(&["run", "vector-add", "--elements", "18446744073709551615"], 2, &["use less data"]);
+    refused(&["run", "vector-add", "--elements", "1000000000000000"], 2, &["this machine has", "use less data"]);
+    refused(&["run", "vector-add", "--cores", "0"], 2, &["--cores"]);
+    refused(&["run", "vector-add", "--cores", "1000"], 2, &["--cores"]);
+    refused(&["run", "backprop", "--epochs", "0"], 2, &["--epochs"]);
+}
+
+#[test]
+fn impossible_device_memory_says_what_would_work() {
+    let with = |size: &'static str| ["run", "vector-add", "--device-memory", size];
+    refused(&with("0"), 2, &["needs memory", "2 MiB"]);
+    refused(&with("4k"), 2, &["smaller than one page", "2 MiB", "--page-size"]);
+    refused(&with("3MiB"), 2, &["not a multiple", "2 MiB would be"]);
+    refused(&with("16384TiB"), 2, &["this machine has", "use at most"]);
+    refused(&with("99999999999T"), 2, &["more than 2^64"]);
+    refused(&with("lots"), 2, &["a number and a unit"]);
+    refused(&with("4parsecs"), 2, &["`parsecs` is no unit"]);
+    refused(&["run", "backprop", "--device-memory", "6000"], 2, &["not a multiple", "4 KiB would be"]);
+    refused(&["run", "vector-add", "--page-size", "8k"], 2, &["4 KiB, 64 KiB, 2 MiB"]);
+}
+
+#[test]
+fn modes_a_device_cannot_do_name_those_it_can() {
+    let with = |device: &'static str, mode: &'static str| ["run", "vector-add", "--device", device, "--mode", mode];
+    refused(&with("discrete", "share"), 2, &["cannot do --mode share", "exclusive, replicate"]);
+    refused(&with("integrated", "exclusive"), 2, &["cannot do --mode exclusive", "it can do: share"]);
+    refused(&with("integrated", "replicate"), 2, &["cannot do --mode replicate", "it can do: share"]);
+    refused(&with("peer", "share"), 2, &["cannot do --mode share", "it can do: exclusive"]);
+    refused(&with("peer", "replicate"), 2, &["cannot do --mode replicate", "it can do: exclusive"]);
+    refused(&["run", "vector-add", "--mode", "replicate", "--backing", "private"], 2, &["--backing shared"]);
+}
+
+#[test]
+fn files_that_cannot_be_used_are_named_with_the_reason() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name).display().to_string();
+    std::fs::write(at("empty"), "").unwrap();
+    std::fs::create_dir(at("hollow")).unwrap();
+    refused(&["run", "crc", &at("missing")], 1, &[&at("missing"), "No such file"]);
+    refused(&["run", "crc", &at("empty")], 1, &[&at("empty"), "the file is empty"]);
+    refused(&["run", "crc", &at("hollow")], 1, &[&at("hollow"), "no file in this directory"]);
+    refused(&["run", "crc", "/dev/null"], 1, &["/dev/null", "neither a file nor a directory"]);
+    refused(&["run", "crc", &at("missing"), &at("empty")], 1, &[&at("missing"), &at("empty")]);
+}
+
+#[test]
+fn a_reader_that_leaves_is_no_panic() {
+    for args in [&["--help"][..], &["run", "--help"][..]] {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_gmem"))
+            .args(args)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("the command starts");
+        drop(child.stdout.take());
+        let mut message = String::new();
+        child.stderr.take().expect("captured").read_to_string(&mut message).unwrap();
+        assert!(!message.contains("panicked"), "{args:?}: {message}");
+        child.wait().unwrap();
+    }
+}
