@@ -29,7 +29,7 @@ mod sim;
 mod trace;
 
 pub use clock::SimClock;
-pub use device::{DeviceBuilder, DeviceFault, FaultKind, SimDevice};
+pub use device::{Canary, DeviceBuilder, DeviceFault, FaultKind, SimDevice};
 pub use host::{CpuFault, SimHost, SimSpace};
 pub use inject::{Callback, Coverage, Injected};
 pub use lock::{SimEvent, SimLock};

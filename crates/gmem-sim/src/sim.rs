@@ -24,12 +24,13 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Things that are allowed to happen, as on hardware, and that a correct core never causes.
+/// Things that are let happen, as on hardware, and counted.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Hazards {
-    /// Device accesses that used a cached translation which the table no longer holds.
+    /// Device accesses that used a cached translation which the table no longer holds. Allowed between a release and its invalidation, where another thread of control
+    /// can meet it; with one thread of control a correct core never causes one.
     pub stale_accesses: u64,
-    /// Device accesses that reached memory which no longer exists (a freed home).
+    /// Device accesses that reached memory which no longer exists (a freed home). A correct core never causes one.
     pub wild_accesses: u64,
 }
 
@@ -95,7 +96,7 @@ impl Sim {
         lock(&self.trace).tail()
     }
 
-    /// What happened so far that a correct core never causes.
+    /// The hazards that were met so far.
     pub fn hazards(&self) -> Hazards {
         *lock(&self.hazards)
     }

@@ -5,7 +5,7 @@ use std::fmt;
 use xxhash_rust::xxh3::Xxh3;
 
 /// How many events the tail keeps: enough to see the operation that failed and the few before it.
-const TAIL: usize = 128;
+const TAIL: usize = 256;
 
 /// One event of a simulation.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -4,7 +4,9 @@ mod common;
 
 use common::CoreWorld;
 use common::find::{Hunt, seeds};
+use gmem_sim::Canary;
 use gmem_sim::random::{Generator, Shape, Tolerance, Weights, explore};
+use std::panic::catch_unwind;
 
 #[test]
 fn memory_contains_what_was_written() {
@@ -33,4 +35,16 @@ fn random_operations_reach_every_callback() {
     assert_ne!(evicted, 0, "the peer never made room");
     world.tear_down();
     assert_eq!(sim.never_called(), [gmem_sim::Callback::Fence], "only a failure makes the core fence a context");
+}
+
+#[test]
+fn canaries_are_noticed() {
+    for canary in [Canary::KeepsTranslations, Canary::TearsCopies, Canary::ForgetsMappings] {
+        let run = catch_unwind(|| {
+            let mut world = CoreWorld::with_canary(1, Some(canary));
+            let mut generator = Generator::new(1, Weights::default());
+            explore(&mut world, &Shape::standard(), &mut generator, 2000, Tolerance::default(), &mut Vec::new()).map_err(|f| f.why)
+        });
+        assert!(!matches!(run, Ok(Ok(_))), "{canary:?} was not noticed");
+    }
 }

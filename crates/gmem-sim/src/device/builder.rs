@@ -12,6 +12,17 @@ use gmem_hal::{ByteLen, Capabilities, DeviceInfo, HnodeId, Modes, PageSizes, Phy
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 
+/// A defect built into a device on purpose: a test that does not notice it tests nothing.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Canary {
+    /// It answers that it invalidated, and did not.
+    KeepsTranslations,
+    /// One copy in eight leaves the second half out, and says nothing.
+    TearsCopies,
+    /// It answers that it entered a mapping, and did not.
+    ForgetsMappings,
+}
+
 /// What a device is like. Start from [`SimDevice::builder`].
 #[derive(Clone)]
 pub struct DeviceBuilder {
@@ -26,6 +37,7 @@ pub struct DeviceBuilder {
     pub(super) can_fence: bool,
     pub(super) latency_ns: u64,
     pub(super) bytes_per_us: u64,
+    pub(super) canary: Option<Canary>,
 }
 
 impl DeviceBuilder {
@@ -49,6 +61,7 @@ impl DeviceBuilder {
             can_fence: true,
             latency_ns: 10_000,
             bytes_per_us: 16_000,
+            canary: None,
         }
     }
 
@@ -123,6 +136,12 @@ impl DeviceBuilder {
         assert_ne!(bytes_per_us, 0, "a copy engine that moves nothing never ends");
         self.latency_ns = latency_ns;
         self.bytes_per_us = bytes_per_us;
+        self
+    }
+
+    /// It has this defect.
+    pub fn canary(mut self, canary: Canary) -> Self {
+        self.canary = Some(canary);
         self
     }
 

@@ -16,6 +16,8 @@ pub(super) struct Context {
     pub(super) suspect: bool,
     /// It was stopped by force.
     pub(super) fenced: bool,
+    /// Destroying it was made to fail: the core has no context of this number any more, the device still has one.
+    pub(super) disowned: bool,
     /// Ranges a peer reserved.
     pub(super) reserved: RangeSet,
 }

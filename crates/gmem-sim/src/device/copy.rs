@@ -1,8 +1,8 @@
 //! The copy engine: it takes simulated time, others go on while it works, and it can fail half-way.
 
-use super::SimDevice;
 use super::contexts::assert_frame;
 use super::dram::scribble;
+use super::{Canary, SimDevice};
 use crate::Callback;
 use crate::sched::{self, Reason};
 use crate::sim::lock;
@@ -63,7 +63,10 @@ impl SimDevice {
             self.is.sim.memory_write(PhysAddr { addr: dst.addr + half, ..dst }, &scribble(half as usize));
             return if died { Err(DeviceError::Dead) } else { Ok(()) };
         }
-        moved(half);
+        let torn = self.is.canary == Some(Canary::TearsCopies) && src.is_some() && lock(&self.contexts).rng.below(8) == 0;
+        if !torn {
+            moved(half);
+        }
         sched::yield_point(Reason::Inside("copy"));
         check();
         Ok(())

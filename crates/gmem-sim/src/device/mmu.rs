@@ -1,8 +1,8 @@
 //! The MMU functions.
 
-use super::SimDevice;
 use super::contexts::{Context, Contexts, assert_frame};
 use super::table::Table;
+use super::{Canary, SimDevice};
 use crate::Callback;
 use crate::index::FrameIndex;
 use crate::ranges::RangeSet;
@@ -51,6 +51,12 @@ impl SimDevice {
         called
     }
 
+    fn invalidate(&self, contexts: &mut Contexts, index: &mut FrameIndex, pmap: PmapId, range: VirtRange) {
+        if self.is.canary != Some(Canary::KeepsTranslations) {
+            contexts.invalidate(index, pmap, range);
+        }
+    }
+
     fn assert_no_peer(&self, call: &str) {
         assert!(!self.is.info.capabilities.contains(Capabilities::PEER), "{call} on a PEER device, which maps its pages itself");
     }
@@ -77,7 +83,14 @@ impl Mmu for SimDevice {
         assert!(self.is.info.modes.contains(request.mode.as_set()), "pmap_create in {:?}, which the device does not offer", request.mode);
         assert!(request.range.end().get() <= 1 << 48, "pmap_create for {}, outside the 48 bits of this MMU", request.range);
         let pmap = self.is.sim.new_pmap();
-        let context = Context { request: *request, table: Table::new(), suspect: false, fenced: false, reserved: RangeSet::default() };
+        let context = Context {
+            request: *request,
+            table: Table::new(),
+            suspect: false,
+            fenced: false,
+            disowned: false,
+            reserved: RangeSet::default(),
+        };
         lock(&self.contexts).live.insert(pmap, context);
         Ok(pmap)
     }
@@ -93,6 +106,8 @@ impl Mmu for SimDevice {
         let orderly = !context.suspect && !context.fenced;
         if called.is_err() {
             context.suspect = true;
+            context.disowned = true;
+            self.is.sim.add_runaway(pmap);
             return called;
         }
         let mut index = lock(&self.is.sim.index);
@@ -127,7 +142,9 @@ impl Mmu for SimDevice {
         contexts.assert_range("pmap_enter", pmap, mapping.range());
         assert!(!contexts.context(pmap).fenced, "pmap_enter in {pmap}, which is fenced");
         self.assert_mappable(&mut contexts, pmap, mapping);
-        contexts.enter(&mut lock(&self.is.sim.index), pmap, mapping);
+        if self.is.canary != Some(Canary::ForgetsMappings) {
+            contexts.enter(&mut lock(&self.is.sim.index), pmap, mapping);
+        }
         Ok(())
     }
 
@@ -141,7 +158,7 @@ impl Mmu for SimDevice {
     }
 
     fn tlb_invalidate(&self, pmap: PmapId, range: VirtRange) -> Result<(), DeviceError> {
-        self.revoke(Callback::TlbInvalidate, pmap, &[range], |contexts, index, range| contexts.invalidate(index, pmap, range))
+        self.revoke(Callback::TlbInvalidate, pmap, &[range], |contexts, index, range| self.invalidate(contexts, index, pmap, range))
     }
 
     fn tlb_invalidate_coalesced(&self, pmap: PmapId, ranges: &[VirtRange]) -> Result<(), DeviceError> {
@@ -149,7 +166,7 @@ impl Mmu for SimDevice {
             let other = ranges[..i].iter().find(|other| other.overlaps(*range));
             assert!(other.is_none(), "tlb_invalidate_coalesced of {range} and of {other:?}, which overlap");
         }
-        self.revoke(Callback::TlbInvalidateCoalesced, pmap, ranges, |contexts, index, range| contexts.invalidate(index, pmap, range))
+        self.revoke(Callback::TlbInvalidateCoalesced, pmap, ranges, |contexts, index, range| self.invalidate(contexts, index, pmap, range))
     }
 
     fn harvest_accessed(&self, pmap: PmapId, page: VirtRange) -> Option<bool> {

@@ -15,7 +15,7 @@ mod tlb;
 mod tests;
 
 pub use access::{DeviceFault, FaultKind};
-pub use builder::DeviceBuilder;
+pub use builder::{Canary, DeviceBuilder};
 pub(crate) use dram::Dram;
 
 use crate::sim::{Sim, lock};
@@ -94,9 +94,9 @@ impl SimDevice {
         lock(&self.life).dead
     }
 
-    /// How many contexts it has.
+    /// How many contexts it has, without those whose destruction failed.
     pub fn contexts(&self) -> usize {
-        lock(&self.contexts).live.len()
+        lock(&self.contexts).live.values().filter(|context| !context.disowned).count()
     }
 
     /// How many translations it caches.
@@ -111,7 +111,7 @@ impl SimDevice {
 
     /// The table it has for an address space.
     pub fn pmap_for(&self, space: SpaceId) -> Option<PmapId> {
-        lock(&self.contexts).live.iter().find(|(_, c)| c.request.space == space).map(|(pmap, _)| *pmap)
+        lock(&self.contexts).live.iter().find(|(_, c)| c.request.space == space && !c.disowned).map(|(pmap, _)| *pmap)
     }
 
     /// Whether the core gave `pmap` up, because a revoke failed: it was stopped by force, or it could not be stopped and the device might still use it.

@@ -4,16 +4,23 @@ use super::ops::{Op, Outcome, PageRun, Refusal, Shape, Spot};
 use gmem_hal::{Access, Backing, Mode, Prot};
 
 /// One page.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 struct Page {
     /// The number of the region it belongs to, if it is mapped.
     region: Option<u32>,
     prot: Option<Prot>,
-    /// Its content; none is all zeros.
-    bytes: Option<Box<[u8]>>,
-    /// A discard that was refused may have discarded it or not: its content if so.
-    discarded: Option<Option<Box<[u8]>>>,
+    /// What it may contain, never nothing: one content, and one more for each discard that was refused and may have come that far.
+    contents: Vec<Content>,
     pins: u32,
+}
+
+/// The bytes of a page; none is all zeros.
+type Content = Option<Box<[u8]>>;
+
+impl Page {
+    fn unmapped() -> Self {
+        Self { region: None, prot: None, contents: vec![None], pins: 0 }
+    }
 }
 
 /// What else a world may answer than what is right.
@@ -45,7 +52,7 @@ pub struct Model {
 impl Model {
     /// A world in which nothing has happened.
     pub fn new(shape: Shape) -> Self {
-        let pages = shape.spaces.iter().map(|s| vec![Page::default(); s.pages as usize]).collect();
+        let pages = shape.spaces.iter().map(|s| vec![Page::unmapped(); s.pages as usize]).collect();
         let attached = vec![vec![None; shape.devices.len()]; shape.spaces.len()];
         Self { shape, pages, attached, regions: 0 }
     }
@@ -80,9 +87,9 @@ impl Model {
         Some(PageRun { space, first: page - before, count: before + after })
     }
 
-    /// What these bytes must be.
+    /// What these bytes must be, or may be if a discard was refused.
     pub fn bytes(&self, spot: &Spot) -> Vec<u8> {
-        part(self.pages[spot.space][spot.page as usize].bytes.as_deref(), spot)
+        part(self.pages[spot.space][spot.page as usize].contents[0].as_deref(), spot)
     }
 
     fn run(&self, run: &PageRun) -> &[Page] {
@@ -188,25 +195,20 @@ impl Model {
             return Err(format!("it loaded {} bytes, not {}", bytes.len(), right.len()));
         }
         let page = &mut self.pages[spot.space][spot.page as usize];
-        let discarded = page.discarded.as_ref().map(|content| part(content.as_deref(), spot) == bytes);
-        match (right.iter().zip(bytes).position(|(right, loaded)| right != loaded), discarded) {
-            (None, Some(false)) => page.discarded = None,
-            (None, _) => {}
-            (Some(_), Some(true)) => page.bytes = page.discarded.take().expect("it was just compared"),
-            (Some(at), _) => {
-                let (loaded, right, byte) = (bytes[at], right[at], spot.offset + at as u64);
-                let Spot { space, page, .. } = spot;
-                return Err(format!("byte {byte:#x} of page {page} of space {space} is {loaded:#04x}, but must be {right:#04x}"));
-            }
+        if page.contents.iter().any(|content| part(content.as_deref(), spot) == bytes) {
+            page.contents.retain(|content| part(content.as_deref(), spot) == bytes);
+            return Ok(());
         }
-        Ok(())
+        let at = right.iter().zip(bytes).position(|(right, loaded)| right != loaded).expect("no content is equal");
+        let (loaded, right, byte) = (bytes[at], right[at], spot.offset + at as u64);
+        Err(format!("byte {byte:#x} of page {} of space {} is {loaded:#04x}, but must be {right:#04x}", spot.page, spot.space))
     }
 
     /// A call that was refused changed nothing that can be seen, with one exception: a discard may have come half-way.
     fn refused(&mut self, op: &Op) {
         if let Op::Discard(run) = op {
-            for page in self.run_mut(run).iter_mut().filter(|page| page.bytes.is_some()) {
-                page.discarded = Some(None);
+            for page in self.run_mut(run).iter_mut().filter(|page| !page.contents.contains(&None)) {
+                page.contents.push(None);
             }
         }
     }
@@ -215,15 +217,15 @@ impl Model {
         match op {
             Op::Map(run, prot, _) => {
                 self.regions += 1;
-                let page = Page { region: Some(self.regions), prot: Some(*prot), ..Page::default() };
+                let page = Page { region: Some(self.regions), prot: Some(*prot), ..Page::unmapped() };
                 self.run_mut(run).fill(page);
             }
-            Op::Unmap(run) => self.run_mut(run).fill(Page::default()),
+            Op::Unmap(run) => self.run_mut(run).fill(Page::unmapped()),
             Op::Protect(run, prot) => self.run_mut(run).iter_mut().filter(|p| p.prot.is_some()).for_each(|p| p.prot = Some(*prot)),
             Op::CpuWrite(spot, fill) | Op::DevWrite(_, spot, fill) => self.store(spot, *fill),
             Op::Attach { space, device, mode, .. } => self.attached[*space][*device] = Some(*mode),
             Op::Detach(space, device) => self.attached[*space][*device] = None,
-            Op::Discard(run) => self.run_mut(run).iter_mut().for_each(|page| (page.bytes, page.discarded) = (None, None)),
+            Op::Discard(run) => self.run_mut(run).iter_mut().for_each(|page| page.contents = vec![None]),
             Op::Pin(run) => self.run_mut(run).iter_mut().filter(|p| p.region.is_some()).for_each(|p| p.pins += 1),
             Op::Unpin(run) => self.run_mut(run).iter_mut().for_each(|page| page.pins = page.pins.saturating_sub(1)),
             Op::CpuRead(_) | Op::DevRead(..) | Op::Evict(..) | Op::Prefetch(..) | Op::Switch(..) => {}
@@ -233,7 +235,7 @@ impl Model {
     fn store(&mut self, spot: &Spot, fill: u8) {
         let size = self.shape.page_size.bytes() as usize;
         let page = &mut self.pages[spot.space][spot.page as usize];
-        for content in [Some(&mut page.bytes), page.discarded.as_mut()].into_iter().flatten() {
+        for content in &mut page.contents {
             let bytes = content.get_or_insert_with(|| vec![0; size].into_boxed_slice());
             bytes[spot.offset as usize..(spot.offset + spot.len) as usize].copy_from_slice(&spot.bytes(fill));
         }

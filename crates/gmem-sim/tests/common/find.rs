@@ -89,7 +89,9 @@ impl Hunt {
         eprintln!("in {} operations: {}", short.len(), result.err().unwrap_or_default());
         short.iter().for_each(|op| eprintln!("    {op:?}"));
         let tail = sim.trace_tail();
-        tail.iter().skip(tail.len().saturating_sub(40)).for_each(|event| eprintln!("  {event}"));
+        tail.iter()
+            .skip(tail.len().saturating_sub(std::env::var("GMEM_SIM_TAIL").ok().and_then(|s| s.parse().ok()).unwrap_or(40)))
+            .for_each(|event| eprintln!("  {event}"));
     }
 }
 

@@ -8,7 +8,7 @@ mod refusal;
 use gmem_core::{Core, MapRequest};
 use gmem_hal::{Access, Capabilities, DeviceId, DeviceInfo, HnodeId, Mode, PageSize, RegionAttrs, SpaceId};
 use gmem_sim::random::{self, Op, Outcome, PageRun, Refusal, Shape, Spot, World};
-use gmem_sim::{Account, DeviceBuilder, Sim, SimDevice, SimHost, SimPlatform};
+use gmem_sim::{Account, Canary, DeviceBuilder, Sim, SimDevice, SimHost, SimPlatform};
 use refusal::{Refuse, outcome};
 use std::sync::Arc;
 
@@ -28,6 +28,8 @@ pub struct CoreWorld {
     pub shape: Shape,
     pub spaces: Vec<SpaceId>,
     pub members: Vec<Member>,
+    /// Several threads of control use it: a device may meet a revoke between its release and its invalidation.
+    pub interleaved: bool,
     steps: u64,
 }
 
@@ -44,11 +46,26 @@ impl CoreWorld {
             core.space_create(range, shape.spaces[i].cpu_visible).expect("an address space can be made")
         };
         let spaces = (0..shape.spaces.len()).map(space).collect();
-        Self { sim: sim.clone(), host: SimHost::new(sim), account, shape: shape.clone(), spaces, members, core, steps: 0 }
+        Self {
+            sim: sim.clone(),
+            host: SimHost::new(sim),
+            account,
+            shape: shape.clone(),
+            spaces,
+            members,
+            core,
+            interleaved: false,
+            steps: 0,
+        }
     }
 
     /// The standard world: [`Shape::standard`] with four exclusive devices of 32 pages each that differ in everything else.
     pub fn standard(seed: u64) -> Self {
+        Self::with_canary(seed, None)
+    }
+
+    /// The standard world, with a defect in each of its devices.
+    pub fn with_canary(seed: u64, canary: Option<Canary>) -> Self {
         let sim = Sim::new(seed);
         let memory = PageSize::Size4K.bytes() * 32;
         let device = |name| SimDevice::builder(&sim, name).memory(gmem_hal::ByteLen(memory)).modes(gmem_hal::Modes::COHERENT_EXCLUSIVE);
@@ -58,6 +75,7 @@ impl CoreWorld {
             device("own frames").own_frames().without_fence(),
             device("peer").capabilities(Capabilities::REPLAYABLE | Capabilities::PEER),
         ];
+        let builders = builders.into_iter().map(|b| canary.into_iter().fold(b, DeviceBuilder::canary)).collect();
         Self::new(&sim, &Shape::standard(), builders)
     }
 
@@ -141,7 +159,9 @@ impl CoreWorld {
             self.core.device_destroy(member.id).unwrap_or_else(|e| panic!("{} cannot be destroyed: {e}", member.id));
         }
         assert_eq!(self.host.populated_bytes(), 0, "homes are left");
-        assert_eq!(self.sim.hazards(), gmem_sim::Hazards::default(), "a device used what it must not");
+        let hazards = self.sim.hazards();
+        assert_eq!(hazards.wild_accesses, 0, "a device reached memory that is gone");
+        assert!(self.interleaved || hazards.stale_accesses == 0, "a device used {} stale translations", hazards.stale_accesses);
         drop(self.core);
         assert_eq!(self.account.charged(), 0, "bytes of metadata are charged and never given back");
     }
@@ -161,8 +181,9 @@ fn member(core: &Arc<Core<SimPlatform>>, builder: DeviceBuilder) -> Member {
     Member { device, id, hnode }
 }
 
-impl World for CoreWorld {
-    fn apply(&mut self, op: &Op) -> Outcome {
+impl CoreWorld {
+    /// Does one operation; several threads of control may at once.
+    pub fn perform(&self, op: &Op) -> Outcome {
         let core = &self.core;
         let space = |run: &PageRun| self.spaces[run.space];
         let range = |run: &PageRun| self.shape.range(run);
@@ -191,6 +212,12 @@ impl World for CoreWorld {
         };
         self.background();
         outcome
+    }
+}
+
+impl World for CoreWorld {
+    fn apply(&mut self, op: &Op) -> Outcome {
+        self.perform(op)
     }
 
     fn verify(&mut self) -> Result<(), String> {
