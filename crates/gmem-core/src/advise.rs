@@ -121,13 +121,13 @@ impl<P: Platform> Core<P> {
         }
     }
 
-    /// Brings exactly the pages of `ranges` to where `device` can touch them without a fault, and keeps them there until [`Core::unhold`]: everybody else who
-    /// wants to move them waits. All or nothing. Pages are taken in the order of their addresses, so holds cannot wait for each other in a circle. May block.
+    /// Brings exactly the pages of `ranges` to where `device` can touch them without a fault, or home with `None` (for I/O by the kernel), and keeps them there until
+    /// [`Core::unhold`]: everybody else who wants to move them waits. All or nothing. Pages are taken in the order of their addresses, so holds cannot wait for each other in a circle. May block.
     ///
     /// # Errors
     /// [`RangeError::Fault`] with [`FaultError::NoDeviceMemory`] if they do not fit.
-    pub fn hold(&self, space: SpaceId, device: DeviceId, ranges: &[HoldRange]) -> Result<(), RangeError> {
-        let (found, context) = self.find(space, Some(device))?;
+    pub fn hold(&self, space: SpaceId, device: Option<DeviceId>, ranges: &[HoldRange]) -> Result<(), RangeError> {
+        let (found, context) = self.find(space, device)?;
         let mut sorted: Vec<HoldRange> = ranges.to_vec();
         sorted.sort_by_key(|hold| hold.range.start());
         for (n, hold) in sorted.iter().enumerate() {

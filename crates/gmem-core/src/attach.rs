@@ -200,7 +200,9 @@ impl<P: Platform> Core<P> {
     fn drop_pmap(&self, context: &Context<P>, space: SpaceId) {
         let Table::Own(pmap) = context.table else { return };
         let answer = context.mmu().pmap_destroy(pmap);
-        if matches!(answer, Ok(()) | Err(DeviceError::Dead)) || context.is_dead() {
+        // A table that cannot be destroyed in order is destroyed by force. If the driver cannot do that either, its frames stay quarantined until the device
+        // is destroyed.
+        if matches!(answer, Ok(()) | Err(DeviceError::Dead)) || self.fence(context) {
             self.end_quarantine(context, space);
         }
     }

@@ -102,7 +102,7 @@ impl Context {
             let context = core.context(space, device).filter(|c| !c.fenced).ok_or(Error::Fenced)?;
             core.switch(device, Some(space))?;
             let held = if replay { Vec::new() } else { touched.to_vec() };
-            core.hold(space, device, &held)?;
+            core.hold(space, Some(device), &held)?;
             let request = LaunchRequest { pmap: context.pmap, kernel: kernel.name, args: args.words(), replay };
             match self.compute().and_then(|compute| Ok(compute.start(&request)?)) {
                 Ok(ticket) => Ok(Running { ticket, held }),

@@ -53,7 +53,7 @@ pub use gmem_hal::{Access, Backing, ByteLen, Delivery, Mode, PageSize, Prot, Reg
 pub use gmem_linux::{Probe, probe};
 pub use region::Region;
 pub use runtime::{Builder, Gmem};
-pub use space::{AddressSpace, RegionBuilder, SpaceBuilder};
+pub use space::{AddressSpace, IoPin, RegionBuilder, SpaceBuilder};
 pub use unified::UnifiedVec;
 
 /// The contracts, for those who write a driver.

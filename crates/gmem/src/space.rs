@@ -7,7 +7,7 @@ use crate::region::Region;
 use crate::runtime::{Gmem, Runtime};
 use crate::unified::UnifiedVec;
 use bytemuck::Pod;
-use gmem_core::{MapRequest, Residence, SpaceError};
+use gmem_core::{HoldRange, MapRequest, Residence, SpaceError};
 use gmem_hal::{Access, Backing, ByteLen, Delivery, HostError, Mode, PageSize, Prot, RegionAttrs, SpaceId, VirtAddr, VirtRange};
 use std::fmt;
 use std::sync::Arc;
@@ -154,6 +154,18 @@ impl AddressSpace {
         Ok(self.inner.runtime.call(|core| core.pin(self.inner.id, range))?)
     }
 
+    /// Brings the pages of `range` home and keeps them there until the guard is dropped: for memory of shared backing that the kernel is given for asynchronous
+    /// I/O (`io_uring` registered buffers, `O_DIRECT`), of which it does not tell us. Devices that touch it wait meanwhile. Memory of private backing
+    /// needs no such call: the kernel tells.
+    ///
+    /// # Errors
+    /// [`Error::Range`] if a page cannot be brought home; then nothing is held.
+    pub fn pin_for_io(&self, range: VirtRange) -> Result<IoPin, Error> {
+        let held = [HoldRange { range, access: Access::Write }];
+        self.inner.runtime.call(|core| core.hold(self.inner.id, None, &held))?;
+        Ok(IoPin { space: self.clone(), held })
+    }
+
     /// Takes one [`AddressSpace::pin`] back.
     ///
     /// # Errors
@@ -173,6 +185,20 @@ impl Drop for Inner {
 impl fmt::Debug for AddressSpace {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("AddressSpace").field("id", &self.inner.id).field("range", &self.inner.range).finish()
+    }
+}
+
+/// Pages that stay home for the kernel's I/O until this is dropped. Made by [`AddressSpace::pin_for_io`].
+#[derive(Debug)]
+pub struct IoPin {
+    space: AddressSpace,
+    held: [HoldRange; 1],
+}
+
+impl Drop for IoPin {
+    fn drop(&mut self) {
+        // The address space lives as long as this.
+        let _ = self.space.inner.runtime.call(|core| core.unhold(self.space.inner.id, &self.held));
     }
 }
 
