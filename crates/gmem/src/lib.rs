@@ -48,7 +48,7 @@ pub use device::Device;
 pub use error::Error;
 pub use gmem_accel as accel;
 pub use gmem_accel::{Grid, Kernel, kernel};
-pub use gmem_core::{HnodeStats, Residence, State, Stats};
+pub use gmem_core::{AttachError, DetachError, DeviceCallError, HnodeStats, RangeError, Residence, SpaceError, State, Stats};
 pub use gmem_hal::{Access, Backing, ByteLen, Delivery, Mode, PageSize, Prot, RegionAttrs, VirtAddr, VirtRange};
 pub use gmem_linux::{Probe, probe};
 pub use region::Region;
