@@ -131,8 +131,8 @@ pub(crate) const WORKLOADS: [&str; 3] = ["vector-add", "crc", "backprop"];
 
 #[derive(Args, Debug)]
 pub(crate) struct VectorAddArgs {
-    /// Elements of each of the three vectors [default: 104857600, which is 800 MiB]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    /// Elements of each of the three vectors, such as 64k [default: 100Mi, which is 800 MiB]
+    #[arg(long, value_name = "N", value_parser = size::count)]
     pub(crate) elements: Option<u64>,
 }
 
@@ -168,6 +168,9 @@ pub(crate) struct BenchArgs {
     /// Print the rows as one JSON object
     #[arg(long)]
     pub(crate) json: bool,
+    /// Take fewer samples, of less data
+    #[arg(long)]
+    pub(crate) quick: bool,
     /// Measure only this row (may be given several times)
     #[arg(long, value_name = "ROW", value_parser = clap::builder::PossibleValuesParser::new(crate::bench::ROWS))]
     pub(crate) only: Vec<String>,

@@ -1,6 +1,7 @@
 //! How a command ends when it does not succeed.
 
 use gmem::Error;
+use gmem::hal::HostError;
 use std::fmt;
 use std::process::ExitCode;
 
@@ -25,6 +26,15 @@ impl Failure {
         }
     }
 
+    /// The same failure, said to be about `what`.
+    pub(crate) fn in_context(self, what: impl fmt::Display) -> Self {
+        match self {
+            Self::Usage(message) => Self::Usage(format!("{what}: {message}")),
+            Self::Failed(message) => Self::Failed(format!("{what}: {message}")),
+            Self::OutputClosed => Self::OutputClosed,
+        }
+    }
+
     /// A failure of the work while doing `what`.
     pub(crate) fn while_doing(what: impl fmt::Display, cause: impl fmt::Display) -> Self {
         Self::Failed(format!("{what}: {cause}"))
@@ -44,6 +54,44 @@ impl std::error::Error for Failure {}
 
 impl From<Error> for Failure {
     fn from(e: Error) -> Self {
-        Self::Failed(e.to_string())
+        use gmem::{AttachError as Attach, RangeError as Range};
+        let what = e.to_string();
+        match e {
+            // What was asked for is something the device or the host does not do.
+            Error::Build(_)
+            | Error::Attach(
+                Attach::ModeUnsupported(_)
+                | Attach::PageSizeUnsupported(..)
+                | Attach::PrivateBacking(_)
+                | Attach::NoHostWindow
+                | Attach::NothingToShare
+                | Attach::NoDeviceMemory,
+            )
+            | Error::Range(Range::PageSizeUnsupported(..) | Range::PrivateBacking | Range::Host(HostError::Unsupported)) => {
+                Self::Usage(what)
+            }
+            Error::Range(Range::Host(HostError::NotPermitted)) => {
+                Self::Usage(format!("{what}\n{}", gmem::probe().consequences().join("\n")))
+            }
+            _ => Self::Failed(what),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_device_or_host_cannot_do_is_wrong_usage_and_the_rest_is_failure() {
+        let usage = [
+            Error::Build(gmem::accel::BuildError::Cores),
+            Error::Attach(gmem::AttachError::NothingToShare),
+            Error::Range(gmem::RangeError::Host(HostError::NotPermitted)),
+            Error::Range(gmem::RangeError::PrivateBacking),
+        ];
+        assert!(usage.into_iter().all(|e| matches!(Failure::from(e), Failure::Usage(_))));
+        let failed = [Error::Disabled, Error::Fenced, Error::Range(gmem::RangeError::Host(HostError::NoMemory)), Error::Length];
+        assert!(failed.into_iter().all(|e| matches!(Failure::from(e), Failure::Failed(_))));
     }
 }

@@ -1,9 +1,10 @@
-//! What this machine has, as far as the command line is checked against it.
+//! What this machine has and permits, as far as the command line is checked against it.
 
 use crate::failure::Failure;
+use gmem::{Backing, Delivery, Probe, UffdAccess};
 
-/// Memory and processors.
-#[derive(Clone, Copy, Debug)]
+/// Memory, processors and permissions.
+#[derive(Clone, Debug)]
 pub(crate) struct Machine {
     /// Bytes of memory in the machine, or allowed to this process if a control group allows less.
     pub(crate) total: u64,
@@ -11,6 +12,8 @@ pub(crate) struct Machine {
     pub(crate) available: u64,
     /// Processors this process may run on.
     pub(crate) cpus: usize,
+    /// What the kernel permits.
+    pub(crate) probe: Probe,
 }
 
 impl Machine {
@@ -21,7 +24,43 @@ impl Machine {
         let (total, available) = (field("MemTotal")?, field("MemAvailable")?);
         let limit = cgroup_limit().unwrap_or(u64::MAX);
         let cpus = std::thread::available_parallelism().map_or(1, usize::from);
-        Ok(Self { total: total.min(limit), available: available.min(limit), cpus })
+        Ok(Self { total: total.min(limit), available: available.min(limit), cpus, probe: gmem::probe() })
+    }
+
+    /// Why regions of this kind cannot be had here, if so.
+    pub(crate) fn refuses(&self, backing: Backing, delivery: Delivery) -> Option<&'static str> {
+        let p = &self.probe;
+        match (backing, delivery) {
+            (Backing::Private, Delivery::InThread) => {
+                Some("private memory is for I/O, and a fault of the kernel raises no signal in a thread")
+            }
+            (Backing::Shared, Delivery::InThread) => None,
+            (_, Delivery::Service) if p.uffd == UffdAccess::Refused => Some("the system refuses userfaultfd"),
+            (_, Delivery::Service) if !p.uffd_shmem => Some("this kernel's userfaultfd does not serve shared memory"),
+            (Backing::Private, Delivery::Service) if !p.uffd_move => Some("this kernel's userfaultfd cannot move pages"),
+            (_, Delivery::Service) => None,
+        }
+    }
+
+    /// Whether system calls such as read(2) work on absent pages of such regions.
+    pub(crate) fn serves_system_calls(&self, delivery: Delivery) -> bool {
+        delivery == Delivery::Service && self.probe.uffd != UffdAccess::UserModeOnly
+    }
+
+    /// What the machine lacks and what would allow it, a sentence each.
+    pub(crate) fn remedies(&self) -> String {
+        self.probe.consequences().join("\n")
+    }
+}
+
+#[cfg(test)]
+impl Machine {
+    /// A machine on which everything is permitted.
+    pub(crate) fn permissive(total: u64, available: u64) -> Self {
+        let mut probe = gmem::probe();
+        probe.uffd = UffdAccess::Full;
+        (probe.uffd_shmem, probe.uffd_move) = (true, true);
+        Self { total, available, cpus: 2, probe }
     }
 }
 

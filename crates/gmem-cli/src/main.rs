@@ -9,6 +9,7 @@ mod failure;
 mod machine;
 mod measure;
 mod output;
+mod probe;
 mod progress;
 mod report;
 mod run;
@@ -29,7 +30,7 @@ fn main() -> ExitCode {
     };
     let result = match &cli.command {
         Command::Run(args) => run::run(args),
-        Command::Probe(_) => Ok(()),
+        Command::Probe(args) => probe::probe(args),
         Command::Bench(args) => bench::bench(args),
         Command::BenchOther => bench::other_process(),
     };
@@ -37,9 +38,7 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(Failure::OutputClosed) => Failure::OutputClosed.status(),
         Err(failure) => {
-            for line in failure.to_string().lines() {
-                output::note(line);
-            }
+            output::note(&failure.to_string());
             failure.status()
         }
     }

@@ -19,9 +19,12 @@ pub(crate) fn json(object: &impl serde::Serialize) -> Result<(), Failure> {
     line(&text)
 }
 
-/// Writes a remark to standard error. A closed standard error is nobody's loss.
+/// Writes a remark to standard error, a line or several. A closed standard error is nobody's loss.
 pub(crate) fn note(text: &str) {
-    let _ = writeln!(io::stderr().lock(), "gmem: {text}");
+    let mut err = io::stderr().lock();
+    for line in text.lines() {
+        let _ = writeln!(err, "gmem: {line}");
+    }
 }
 
 /// Lays rows out in columns: the first column to the left, the others to the right.

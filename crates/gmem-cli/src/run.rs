@@ -4,11 +4,11 @@ use crate::args::{BackpropArgs, CrcArgs, RunArgs, VectorAddArgs, WorkloadArgs};
 use crate::engine::Unified;
 use crate::failure::Failure;
 use crate::machine::Machine;
-use crate::measure::CopySpeed;
-use crate::output;
+use crate::measure::{CopySpeed, warm};
 use crate::report::{Details, Report};
 use crate::setup::{Needs, Setup};
 use crate::workloads::{backprop, crc, vector_add};
+use crate::{output, progress};
 use std::time::{Duration, Instant};
 
 /// Runs the workload, and prints its result.
@@ -50,8 +50,11 @@ fn measured(
     machine: &Machine,
     work: impl FnOnce(&Unified) -> Result<Done, Failure>,
 ) -> Result<Report, Failure> {
+    let phase = progress::phase("memory is put in place", 0);
+    warm(needs.managed(setup.page_size).unwrap_or(0) + setup.device_memory)?;
     let mut speed = CopySpeed::new(machine);
     speed.sample()?;
+    drop(phase);
     let unified = Unified::open(setup, setup.space(needs)?)?;
     let started = Instant::now();
     let done = work(&unified)?;

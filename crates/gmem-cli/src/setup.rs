@@ -18,6 +18,8 @@ pub(crate) struct Setup {
     pub(crate) replay: bool,
     pub(crate) backing: Backing,
     pub(crate) delivery: Delivery,
+    /// Whether system calls work on pages that are not there, so that nobody has to touch them first.
+    pub(crate) system_calls: bool,
 }
 
 /// What a workload is going to use.
@@ -59,15 +61,17 @@ impl Setup {
             BackingArg::Shared => Backing::Shared,
             BackingArg::Private => Backing::Private,
         });
-        let delivery = common.delivery.map_or(Delivery::Service, |d| match d {
-            DeliveryArg::Service => Delivery::Service,
-            DeliveryArg::Inthread => Delivery::InThread,
-        });
+        let delivery = delivery(common.delivery, backing, machine)?;
         if mode == Mode::Replicate && backing == Backing::Private {
             return Err(Failure::Usage(
                 "--mode replicate with --backing private cannot be: a device process cannot map another process's private memory; \
                  use --backing shared, or --mode exclusive"
                     .to_owned(),
+            ));
+        }
+        if common.no_replay && device == DeviceKind::Integrated {
+            return Err(Failure::Usage(
+                "--no-replay with --device integrated cannot be: its faults are the CPU's own, which are always replayed".to_owned(),
             ));
         }
         let managed = managed(needs, page_size, machine)?;
@@ -83,7 +87,8 @@ impl Setup {
             )));
         }
         let cores = common.cores.map_or(machine.cpus.min(64), |n| n as usize);
-        Ok(Self { device, mode, device_memory, page_size, cores, replay: !common.no_replay, backing, delivery })
+        let system_calls = machine.serves_system_calls(delivery);
+        Ok(Self { device, mode, device_memory, page_size, cores, replay: !common.no_replay, backing, delivery, system_calls })
     }
 
     /// The bytes of address space the buffers take, with room for each to begin on a boundary of the largest page.
@@ -111,18 +116,26 @@ impl Setup {
 
     /// The backing's name on the command line.
     pub(crate) fn backing_name(&self) -> &'static str {
-        match self.backing {
-            Backing::Shared => "shared",
-            Backing::Private => "private",
-        }
+        backing_name(self.backing)
     }
 
     /// The delivery's name on the command line.
     pub(crate) fn delivery_name(&self) -> &'static str {
-        match self.delivery {
-            Delivery::Service => "service",
-            Delivery::InThread => "inthread",
-        }
+        delivery_name(self.delivery)
+    }
+}
+
+fn backing_name(backing: Backing) -> &'static str {
+    match backing {
+        Backing::Shared => "shared",
+        Backing::Private => "private",
+    }
+}
+
+fn delivery_name(delivery: Delivery) -> &'static str {
+    match delivery {
+        Delivery::Service => "service",
+        Delivery::InThread => "inthread",
     }
 }
 
@@ -176,6 +189,32 @@ fn mode(device: DeviceKind, asked: Option<ModeArg>) -> Result<Mode, Failure> {
     )))
 }
 
+/// Who resolves faults: whoever was asked for; if nobody was and gmem's thread cannot, the faulting thread.
+fn delivery(asked: Option<DeliveryArg>, backing: Backing, machine: &Machine) -> Result<Delivery, Failure> {
+    let delivery = asked.map_or(Delivery::Service, |d| match d {
+        DeliveryArg::Service => Delivery::Service,
+        DeliveryArg::Inthread => Delivery::InThread,
+    });
+    let Some(why) = machine.refuses(backing, delivery) else { return Ok(delivery) };
+    if asked.is_none() && machine.refuses(backing, Delivery::InThread).is_none() {
+        output::note(&format!("{why}; the faulting threads resolve their faults themselves (--delivery inthread)\n{}", machine.remedies()));
+        return Ok(Delivery::InThread);
+    }
+    let names = (backing_name(backing), delivery_name(delivery));
+    let mut message = format!("--backing {} with --delivery {} cannot be: {why}", names.0, names.1);
+    let pairs = [(Backing::Shared, Delivery::Service), (Backing::Shared, Delivery::InThread), (Backing::Private, Delivery::Service)];
+    let can: Vec<String> = pairs
+        .iter()
+        .filter(|(b, d)| machine.refuses(*b, *d).is_none())
+        .map(|(b, d)| format!("--backing {} --delivery {}", backing_name(*b), delivery_name(*d)))
+        .collect();
+    message.push_str(&format!("; there are: {}", can.join(", ")));
+    if delivery == Delivery::Service {
+        message.push_str(&format!("\n{}", machine.remedies()));
+    }
+    Err(Failure::Usage(message))
+}
+
 fn page_size(asked: Option<u64>, default: PageSize) -> Result<PageSize, Failure> {
     let Some(bytes) = asked else { return Ok(default) };
     PageSize::from_bytes(bytes).ok_or_else(|| {
@@ -225,14 +264,16 @@ fn device_memory(device: DeviceKind, asked: Option<u64>, default: u64, page: Pag
 mod tests {
     use super::*;
 
-    const MACHINE: Machine = Machine { total: 8 << 30, available: 6 << 30, cpus: 2 };
+    fn machine() -> Machine {
+        Machine::permissive(8 << 30, 6 << 30)
+    }
 
     fn needs() -> Needs {
         Needs { page_size: PageSize::Size2M, buffers: vec![32 << 20; 4], launch: vec![2 << 20; 3] }
     }
 
     fn resolve(common: &Common) -> Result<Setup, Failure> {
-        Setup::resolve(common, &needs(), &MACHINE)
+        Setup::resolve(common, &needs(), &machine())
     }
 
     #[test]
@@ -275,8 +316,37 @@ mod tests {
     }
 
     #[test]
+    fn without_userfaultfd_the_faulting_thread_resolves_unless_told_otherwise() {
+        let mut refusing = machine();
+        refusing.probe.uffd = gmem::UffdAccess::Refused;
+        let ask = |delivery, backing| Setup::resolve(&Common { delivery, backing, ..Default::default() }, &needs(), &refusing);
+        let setup = ask(None, None).unwrap();
+        assert_eq!((setup.delivery, setup.system_calls), (Delivery::InThread, false));
+        match ask(Some(DeliveryArg::Service), None) {
+            Err(Failure::Usage(message)) => assert!(message.contains("unprivileged_userfaultfd=1"), "{message}"),
+            other => panic!("{other:?}"),
+        }
+        assert!(matches!(ask(None, Some(BackingArg::Private)), Err(Failure::Usage(_))));
+        let mut user_only = machine();
+        user_only.probe.uffd = gmem::UffdAccess::UserModeOnly;
+        let setup = Setup::resolve(&Common::default(), &needs(), &user_only).unwrap();
+        assert_eq!((setup.delivery, setup.system_calls), (Delivery::Service, false));
+    }
+
+    #[test]
+    fn pairs_of_options_that_contradict_each_other_are_refused() {
+        let pair = Common { delivery: Some(DeliveryArg::Inthread), backing: Some(BackingArg::Private), ..Default::default() };
+        match resolve(&pair) {
+            Err(Failure::Usage(message)) => assert!(message.contains("--backing shared --delivery inthread"), "{message}"),
+            other => panic!("{other:?}"),
+        }
+        let replay = Common { device: Some(DeviceKind::Integrated), no_replay: true, ..Default::default() };
+        assert!(matches!(resolve(&replay), Err(Failure::Usage(_))));
+    }
+
+    #[test]
     fn data_larger_than_the_machine_is_refused_before_anything_is_made() {
-        let ask = |len: u64| Setup::resolve(&Common::default(), &Needs { buffers: vec![len; 3], ..needs() }, &MACHINE);
+        let ask = |len: u64| Setup::resolve(&Common::default(), &Needs { buffers: vec![len; 3], ..needs() }, &machine());
         assert!(matches!(ask(4 << 30), Err(Failure::Usage(_))));
         assert!(matches!(ask(u64::MAX / 2), Err(Failure::Usage(_))));
         assert!(matches!(ask((7 << 30) / 3), Err(Failure::Failed(_))));

@@ -53,6 +53,16 @@ pub(crate) fn parse(text: &str) -> Result<u64, SizeError> {
     u64::try_from(bytes).map_err(|_| SizeError::TooLarge)
 }
 
+/// Reads a number of things: as [`parse`], but not zero.
+pub(crate) fn count(text: &str) -> Result<u64, String> {
+    match parse(text) {
+        Ok(0) => Err("there must be at least one".to_owned()),
+        Ok(count) => Ok(count),
+        Err(SizeError::NotANumber) => Err("a count is a number, such as 1000000, 64k or 100Mi".to_owned()),
+        Err(e) => Err(e.to_string()),
+    }
+}
+
 fn digits(text: &str) -> Result<u128, SizeError> {
     text.parse::<u64>().map(u128::from).map_err(|_| if text.is_empty() { SizeError::NotANumber } else { SizeError::TooLarge })
 }
@@ -105,6 +115,12 @@ mod tests {
         ] {
             assert_eq!(parse(text), Ok(bytes), "{text}");
         }
+    }
+
+    #[test]
+    fn counts_are_sizes_but_not_zero() {
+        assert_eq!((count("100Mi"), count("7")), (Ok(100 << 20), Ok(7)));
+        assert!(count("0").is_err() && count("-1").is_err() && count("x").unwrap_err().contains("100Mi"));
     }
 
     #[test]

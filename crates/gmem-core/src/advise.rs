@@ -60,7 +60,7 @@ impl<P: Platform> Core<P> {
         self.for_each_touched(&space, range, |_, va| {
             let region = space.lock().region_at(va).filter(|r| !r.closing && range.contains_range(r.page(va)));
             match region {
-                Some(region) if !self.discard_page(&space, &region, va, true) => {
+                Some(region) if !self.discard_page(&space, &region, va) => {
                     Err(RangeError::Fault(va, FaultError::Host(gmem_hal::HostError::Pinned)))
                 }
                 _ => Ok(()),

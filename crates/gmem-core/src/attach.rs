@@ -187,7 +187,7 @@ impl<P: Platform> Core<P> {
             if context.mode == Mode::Replicate && !context.is_fenced() {
                 // A fault that chose its replicas before this one left may have entered it since: those pages are not busy with it any more once
                 // each of them was seen idle, and the table goes as a whole.
-                self.settle_all(space);
+                self.wait_idle(space, space.range);
             }
             if context.is_peer() && !context.is_fenced() {
                 free_all(space, &context, pmap);
@@ -234,8 +234,7 @@ impl<P: Platform> Core<P> {
                 if !owned {
                     return Ok(());
                 }
-                let touch = Touch { who: Who::Host { may_wait: true }, access: None, cause: Cause::Other, hot: false, hold: false };
-                self.touch(space, va, &touch).map_err(|e| (va, e))?;
+                self.touch(space, va, &Touch::home(Cause::Other)).map_err(|e| (va, e))?;
             }
         })
     }

@@ -233,4 +233,32 @@ mod tests {
         }
         assert_eq!(transition(State::Device, PageEvent::EvictZero), None, "a written page is not known to be zero");
     }
+
+    #[test]
+    fn the_documented_table_is_this_table() {
+        const PAGE: &str = include_str!("../../../docs/page-entry.md");
+        let section =
+            PAGE.split("## Transitions").nth(1).expect("the page has a section on transitions").split("\n## ").next().unwrap_or("");
+        let name = |cell: &str| cell.trim().trim_matches('`').parse_state();
+        let mut rows = 0;
+        for line in section.lines().filter(|line| line.starts_with("| `")) {
+            let cells: std::vec::Vec<&str> = line.trim_matches('|').split('|').collect();
+            let from = name(cells[0]).expect("a row begins with a state");
+            for (event, cell) in PageEvent::ALL.into_iter().zip(&cells[1..]) {
+                assert_eq!(transition(from, event), name(cell), "{from:?} × {event:?}: the code and docs/page-entry.md differ");
+            }
+            rows += 1;
+        }
+        assert_eq!(rows, State::ALL.len());
+    }
+
+    trait ParseState {
+        fn parse_state(&self) -> Option<State>;
+    }
+
+    impl ParseState for str {
+        fn parse_state(&self) -> Option<State> {
+            State::ALL.into_iter().find(|s| std::format!("{s:?}") == self)
+        }
+    }
 }

@@ -7,7 +7,7 @@ use crate::context::Context;
 use crate::core::Core;
 use crate::entry::{Entry, PageEvent, State, transition};
 use crate::execute::{Cause, Op};
-use crate::fault::{Touch, Who, list_of};
+use crate::fault::{Touch, list_of};
 use crate::hnode::{EVICT_BATCH, Hnode, Victim};
 use crate::plan::{Facts, Step, Steps, Wish, plan};
 use crate::space::Space;
@@ -143,8 +143,7 @@ impl<P: Platform> Core<P> {
             hnode.resettle(victim.frame, list_of(&entry));
             return Begun::No;
         }
-        let touch = Touch { who: Who::Host { may_wait: true }, access: None, cause: Cause::Evict, hot: false, hold: false };
-        let (op, facts) = self.prepare(space, &guard, &region, victim.va, entry, &touch);
+        let (op, facts) = self.prepare(space, &guard, &region, victim.va, entry, &Touch::home(Cause::Evict));
         self.mark_busy(guard, &region, victim.va, entry, true);
         let owner = op.from.as_ref().expect("a page with a frame has an owner");
         if !owner.is_fenced() && owner.mmu().harvest_accessed(owner.own_pmap(), op.page) == Some(true) {
@@ -173,7 +172,7 @@ impl<P: Platform> Core<P> {
     }
 
     /// Takes the pages of a batch from their devices, with one invalidation per page table.
-    fn revoke_batch(&self, mut ops: ArrayVec<&mut Op<'_, P>, EVICT_BATCH>) {
+    pub(crate) fn revoke_batch(&self, mut ops: ArrayVec<&mut Op<'_, P>, EVICT_BATCH>) {
         while let Some(first) = ops.pop() {
             let context = first.from.clone().expect("a page with a frame has an owner");
             let mut group = ArrayVec::<&mut Op<'_, P>, EVICT_BATCH>::new();
@@ -272,8 +271,7 @@ impl<P: Platform> Core<P> {
             if !owns || entry.busy || entry.pins > 0 || entry.holds > 0 {
                 continue;
             }
-            let touch = Touch { who: Who::Host { may_wait: true }, access: None, cause: Cause::Other, hot: false, hold: false };
-            let (op, _) = self.prepare(space, &guard, &region, victim.va, entry, &touch);
+            let (op, _) = self.prepare(space, &guard, &region, victim.va, entry, &Touch::home(Cause::Other));
             self.mark_busy(guard, &region, victim.va, entry, false);
             let owner = op.from.as_ref().expect("a page with a frame has an owner");
             match if owner.is_fenced() { Some(false) } else { owner.mmu().harvest_accessed(owner.own_pmap(), op.page) } {
@@ -326,8 +324,7 @@ impl<P: Platform> Core<P> {
             self.counters.evictions_cancelled.add(1);
             return (page.end(), EvictOutcome::Refused);
         }
-        let touch = Touch { who: Who::Host { may_wait: true }, access: None, cause: Cause::Evict, hot: false, hold: false };
-        let (mut op, facts) = self.prepare(space, &guard, &region, page.start(), entry, &touch);
+        let (mut op, facts) = self.prepare(space, &guard, &region, page.start(), entry, &Touch::home(Cause::Evict));
         self.mark_busy(guard, &region, page.start(), entry, true);
         let plan = plan(&facts, Wish::Evict);
         match op.run(&plan.steps) {

@@ -39,6 +39,13 @@ pub(crate) struct Touch<'a, P: Platform> {
     pub(crate) hold: bool,
 }
 
+impl<P: Platform> Touch<'_, P> {
+    /// The page is wanted home; nobody accesses it.
+    pub(crate) fn home(cause: Cause) -> Self {
+        Self { who: Who::Host { may_wait: true }, access: None, cause, hot: false, hold: false }
+    }
+}
+
 /// How a touch ended.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Touched {
@@ -89,8 +96,7 @@ impl<P: Platform> Core<P> {
                 Err((_, Some((hnode, epoch)))) if retries < CONTENDED_RETRIES => {
                     retries += 1;
                     if retries.is_multiple_of(BY_WAY_OF_HOME) && facts.owner != Owner::Nobody {
-                        let home = Touch { who: Who::Host { may_wait: true }, access: None, cause: Cause::Other, hot: false, hold: false };
-                        self.touch(space, va, &home)?;
+                        self.touch(space, va, &Touch::home(Cause::Other))?;
                     }
                     let at = VirtAddr::new(u64::from(hnode.id.0));
                     hnode.progress.wait(epoch, &Wait { kind: WaitKind::Frame, space: None, at, owner: "fault or evict" });

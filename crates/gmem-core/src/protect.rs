@@ -11,7 +11,7 @@ use crate::unmap::isolate;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use arrayvec::ArrayVec;
-use gmem_hal::{Host, Mode, Platform, Prot, SpaceId, VirtRange, WaitKind};
+use gmem_hal::{Host, Mode, Platform, Prot, SpaceId, VirtRange};
 
 impl<P: Platform> Core<P> {
     /// Changes what CPU and devices may do in `range`, all of which must be mapped. [`Prot::WRITE`] implies [`Prot::READ`]. When it returns, no access that
@@ -66,16 +66,6 @@ impl<P: Platform> Core<P> {
             self.lower(space, region.range, prot);
         }
         Ok(())
-    }
-
-    fn wait_idle(&self, space: &Arc<Space<P>>, range: VirtRange) {
-        let _ = self.for_each_touched(space, range, |_, va| {
-            loop {
-                let guard = space.lock();
-                let Some(region) = guard.region_at(va).filter(|r| guard.entry(r, va).busy) else { return Ok::<(), ()>(()) };
-                space.park(guard, &region, va, WaitKind::BusyPage);
-            }
-        });
     }
 
     /// Takes access away from every device table that has pages of `range`, in batches with one invalidation per table.

@@ -4,13 +4,18 @@ use crate::core::Core;
 use crate::entry::{Entry, State};
 use crate::error::RangeError;
 use crate::execute::{Cause, Op};
-use crate::fault::{Touch, Who};
+use crate::fault::Touch;
+use crate::hnode::EVICT_BATCH;
 use crate::map::give_back;
 use crate::plan::{Owner, Step, Wish, plan};
 use crate::space::{Region, Space};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
+use arrayvec::ArrayVec;
 use gmem_hal::{Host, Platform, SpaceId, VirtAddr, VirtRange, WaitKind};
+
+/// Pages whose devices are about to lose them.
+type Batch<'a, P> = ArrayVec<Op<'a, P>, EVICT_BATCH>;
 
 /// How many entries are looked at in one hold of the space lock.
 const SCAN: usize = 4096;
@@ -41,11 +46,13 @@ impl<P: Platform> Core<P> {
     fn unmap_region(&self, space: &Arc<Space<P>>, region: Region) {
         // From here on faults find nothing, so a page that is untouched stays so.
         space.lock().update(region.range, |r| r.closing = true);
+        let mut batch = Batch::new();
         let mut at = region.range.start();
         while let Some(page) = next_touched(space, &region, at) {
-            self.discard_page(space, &region, page, false);
+            self.begin_discard(space, &region, page, &mut batch);
             at = region.page(page).end();
         }
+        self.discard_batch(batch);
         // Every page was seen idle, so nobody enters a replica any more.
         self.drop_replicas(space, region.range);
         self.platform.host().region_unmap(&space.host, &region.pages(region.range));
@@ -65,9 +72,55 @@ impl<P: Platform> Core<P> {
         }
     }
 
-    /// Gives a page's bytes up. With `host` the CPU is cut off and the home freed too; without, the caller does that for the whole region. Returns an error only
-    /// if the kernel holds the page.
-    pub(crate) fn discard_page(&self, space: &Arc<Space<P>>, region: &Region, page: VirtAddr, host: bool) -> bool {
+    /// Gives up the bytes of a page whose region is being unmapped: at once, or with `batch`. The home and the CPU's mapping go with the region.
+    fn begin_discard<'a>(&'a self, space: &'a Arc<Space<P>>, region: &Region, page: VirtAddr, batch: &mut Batch<'a, P>) {
+        loop {
+            let guard = space.lock();
+            let entry = guard.entry(region, page);
+            if entry.busy || entry.holds > 0 {
+                // Whoever has it may want a page of the batch before it lets go.
+                if !batch.is_empty() {
+                    drop(guard);
+                    self.discard_batch(core::mem::take(batch));
+                    continue;
+                }
+                let kind = if entry.busy { WaitKind::BusyPage } else { WaitKind::HeldPage };
+                space.park(guard, region, page, kind);
+                continue;
+            }
+            if entry.state == State::Unmapped {
+                return;
+            }
+            let (mut op, facts) = self.prepare(space, &guard, region, page, entry, &Touch::home(Cause::Other));
+            self.mark_busy(guard, region, page, entry, false);
+            match facts.owner {
+                Owner::Nobody => self.commit(op, plan(&facts, Wish::Discard).next),
+                Owner::Frames => {
+                    batch.push(op);
+                    if batch.is_full() {
+                        self.discard_batch(core::mem::take(batch));
+                    }
+                }
+                Owner::Peer => {
+                    // Without a copy nothing of it can fail.
+                    let _ = op.run(&[Step::PeerUnmap { copy: false }].into_iter().collect());
+                    self.commit(op, plan(&facts, Wish::Discard).next);
+                }
+            }
+            return;
+        }
+    }
+
+    /// Takes pages from their devices with one invalidation per table, and gives their frames up.
+    fn discard_batch(&self, mut batch: Batch<'_, P>) {
+        self.revoke_batch(batch.iter_mut().collect());
+        for op in batch {
+            self.commit(op, State::Unmapped);
+        }
+    }
+
+    /// Gives a page's bytes up and frees its home. Returns whether it did: not if the kernel holds the page.
+    pub(crate) fn discard_page(&self, space: &Arc<Space<P>>, region: &Region, page: VirtAddr) -> bool {
         loop {
             let guard = space.lock();
             let entry = guard.entry(region, page);
@@ -79,16 +132,9 @@ impl<P: Platform> Core<P> {
             if entry.state == State::Unmapped {
                 return true;
             }
-            let touch = Touch { who: Who::Host { may_wait: true }, access: None, cause: Cause::Other, hot: false, hold: false };
-            let (mut op, facts) = self.prepare(space, &guard, region, page, entry, &touch);
+            let (mut op, facts) = self.prepare(space, &guard, region, page, entry, &Touch::home(Cause::Other));
             self.mark_busy(guard, region, page, entry, false);
-            let mut plan = plan(&facts, Wish::Discard);
-            if !host {
-                plan.steps.retain(|s| !matches!(s, Step::CpuUnmap | Step::DiscardHome));
-            }
-            if facts.owner == Owner::Nobody && !host {
-                plan.steps.clear();
-            }
+            let plan = plan(&facts, Wish::Discard);
             return match op.run(&plan.steps) {
                 Ok(()) => {
                     self.commit(op, plan.next);
@@ -127,15 +173,12 @@ impl<P: Platform> Core<P> {
         Ok(())
     }
 
-    /// Waits until every page has been seen idle once.
-    pub(crate) fn settle_all(&self, space: &Arc<Space<P>>) {
-        let _ = self.for_each_touched(space, space.range, |_, va| {
+    /// Waits until every page of `range` has been seen idle once: what began before is over then.
+    pub(crate) fn wait_idle(&self, space: &Arc<Space<P>>, range: VirtRange) {
+        let _ = self.for_each_touched(space, range, |_, va| {
             loop {
                 let guard = space.lock();
-                let Some(region) = guard.region_at(va) else { return Ok(()) };
-                if !guard.entry(&region, va).busy {
-                    return Ok::<(), ()>(());
-                }
+                let Some(region) = guard.region_at(va).filter(|r| guard.entry(r, va).busy) else { return Ok::<(), ()>(()) };
                 space.park(guard, &region, va, WaitKind::BusyPage);
             }
         });
@@ -151,8 +194,7 @@ impl<P: Platform> Core<P> {
                 space.park(guard, &region, va, WaitKind::BusyPage);
                 continue;
             }
-            let touch = Touch { who: Who::Host { may_wait: true }, access: None, cause: Cause::Other, hot: false, hold: false };
-            let (op, _) = self.prepare(space, &guard, &region, va, entry, &touch);
+            let (op, _) = self.prepare(space, &guard, &region, va, entry, &Touch::home(Cause::Other));
             self.mark_busy(guard, &region, va, entry, false);
             return Some((op, entry));
         }

@@ -50,7 +50,7 @@ pub use gmem_accel as accel;
 pub use gmem_accel::{Grid, Kernel, kernel};
 pub use gmem_core::{AttachError, DetachError, DeviceCallError, HnodeStats, RangeError, Residence, SpaceError, State, Stats};
 pub use gmem_hal::{Access, Backing, ByteLen, Delivery, Mode, PageSize, Prot, RegionAttrs, VirtAddr, VirtRange};
-pub use gmem_linux::{Probe, probe};
+pub use gmem_linux::{Probe, UffdAccess, probe};
 pub use region::Region;
 pub use runtime::{Builder, Gmem};
 pub use space::{AddressSpace, IoPin, RegionBuilder, SpaceBuilder};
@@ -58,3 +58,8 @@ pub use unified::UnifiedVec;
 
 /// The contracts, for those who write a driver.
 pub use gmem_hal as hal;
+
+/// The page on writing a device, whose example is a test.
+#[cfg(doctest)]
+#[doc = include_str!("../../../docs/writing-a-device.md")]
+struct WritingADevice;

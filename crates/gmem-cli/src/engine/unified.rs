@@ -8,6 +8,8 @@ use crate::setup::Setup;
 use bytemuck::Pod;
 use gmem::{AddressSpace, Args, Context, Device, Error, Gmem, Kernel, PageSize, Region, RegionBuilder, UnifiedVec, accel};
 use std::cell::Cell;
+use std::ops::{Deref, DerefMut};
+use std::rc::Rc;
 
 /// An address space with one device attached.
 pub(crate) struct Unified {
@@ -15,6 +17,35 @@ pub(crate) struct Unified {
     gmem: Gmem,
     setup: Setup,
     managed: Cell<u64>,
+    metadata: Rc<Cell<u64>>,
+}
+
+/// A buffer of unified memory.
+pub(crate) struct Buffer<T: Pod> {
+    elements: UnifiedVec<T>,
+    gmem: Gmem,
+    metadata: Rc<Cell<u64>>,
+}
+
+impl<T: Pod> Deref for Buffer<T> {
+    type Target = [T];
+
+    fn deref(&self) -> &[T] {
+        &self.elements
+    }
+}
+
+impl<T: Pod> DerefMut for Buffer<T> {
+    fn deref_mut(&mut self) -> &mut [T] {
+        &mut self.elements
+    }
+}
+
+impl<T: Pod> Drop for Buffer<T> {
+    fn drop(&mut self) {
+        // The entries go with the region; the first buffer to go sees them all.
+        self.metadata.set(self.metadata.get().max(self.gmem.stats().metadata.get()));
+    }
 }
 
 impl Unified {
@@ -24,7 +55,7 @@ impl Unified {
         let device = add_device(&gmem, setup)?;
         let len = space.checked_next_multiple_of(PageSize::Size2M.bytes()).ok_or(Error::Length)?;
         let context = gmem.address_space().len(len).create()?.attach(&device, setup.mode)?;
-        Ok(Self { context, gmem, setup: *setup, managed: Cell::new(0) })
+        Ok(Self { context, gmem, setup: *setup, managed: Cell::new(0), metadata: Rc::default() })
     }
 
     /// The address space.
@@ -47,7 +78,7 @@ impl Unified {
         self.managed.get()
     }
 
-    /// What was counted so far.
+    /// What was counted so far; of metadata, the most there was.
     pub(crate) fn counters(&self) -> Counters {
         let stats = self.gmem.stats();
         let smallest = self.setup.page_size.bytes();
@@ -62,7 +93,7 @@ impl Unified {
             evictions: stats.evictions,
             clean_evictions: stats.clean_evictions,
             peak_frames: stats.hnodes.iter().map(peak).collect(),
-            metadata_bytes: stats.metadata.get(),
+            metadata_bytes: stats.metadata.get().max(self.metadata.get()),
         }
     }
 }
@@ -78,12 +109,12 @@ fn add_device(gmem: &Gmem, setup: &Setup) -> Result<Device, Error> {
 }
 
 impl Engine for Unified {
-    type Buffer<T: Pod + Send + Sync> = UnifiedVec<T>;
+    type Buffer<T: Pod + Send + Sync> = Buffer<T>;
 
-    fn zeroed<T: Pod + Send + Sync>(&self, len: usize) -> Result<UnifiedVec<T>, Failure> {
-        let buffer = self.builder().vec::<T>(len)?;
-        self.managed.set(self.managed.get() + buffer.range().len().get());
-        Ok(buffer)
+    fn zeroed<T: Pod + Send + Sync>(&self, len: usize) -> Result<Buffer<T>, Failure> {
+        let elements = self.builder().vec::<T>(len)?;
+        self.managed.set(self.managed.get() + elements.range().len().get());
+        Ok(Buffer { elements, gmem: self.gmem.clone(), metadata: self.metadata.clone() })
     }
 
     unsafe fn launch(&self, kernel: &'static Kernel, args: Args<'_>) -> Result<(), Failure> {

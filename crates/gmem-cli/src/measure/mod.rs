@@ -2,7 +2,7 @@
 
 mod copy;
 
-pub(crate) use copy::CopySpeed;
+pub(crate) use copy::{CopySpeed, warm};
 
 /// The middle of the samples, or the mean of the two in the middle. The order of `samples` is lost.
 ///

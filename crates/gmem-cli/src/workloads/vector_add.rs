@@ -5,8 +5,8 @@ use crate::failure::Failure;
 use crate::progress;
 use crate::setup::{Needs, Setup};
 use gmem::Args;
-use gmem::PageSize;
 use gmem::{Grid, kernel};
+use gmem::{Mode, PageSize};
 use std::time::{Duration, Instant};
 
 /// 100 Mi elements: three vectors of 800 MiB.
@@ -15,34 +15,37 @@ pub(crate) const DEFAULT_ELEMENTS: u64 = 100 << 20;
 /// Elements of one piece of work of one core: 2 MiB of each vector.
 const CHUNK: usize = (2 << 20) / size_of::<u64>();
 
+/// The same if the device has no room for so many pages at a time: 4 KiB of each vector, so that all cores work in the same three pages.
+const SMALL_CHUNK: usize = 4096 / size_of::<u64>();
+
 kernel!(pub(crate) VECTOR_ADD = "vector-add", |grid, args| {
     // SAFETY: only `add` launches this, with the arguments in this order.
-    unsafe { add_chunks(grid, args[0], args[1], args[2], args[3] as usize) }
+    unsafe { add_chunks(grid, args[0], args[1], args[2], args[3] as usize, args[4] as usize) }
 });
 
 /// Cores take chunks in turn (core 0 the first, core 1 the second, ...) rather than halves of the vectors: the cores then work side by side,
 /// and the pages in use at any moment are few and next to each other.
 ///
 /// # Safety
-/// `a` and `b` are the addresses of `len` readable elements, `c` of `len` writable ones that nobody else touches meanwhile.
-unsafe fn add_chunks(grid: Grid, a: u64, b: u64, c: u64, len: usize) {
+/// `a` and `b` are the addresses of `len` readable elements, `c` of `len` writable ones that nobody else touches meanwhile; `chunk` is not zero.
+unsafe fn add_chunks(grid: Grid, a: u64, b: u64, c: u64, len: usize, chunk: usize) {
     let a = std::ptr::with_exposed_provenance::<u64>(a as usize);
     let b = std::ptr::with_exposed_provenance::<u64>(b as usize);
     let c = std::ptr::with_exposed_provenance_mut::<u64>(c as usize);
-    for start in (grid.worker * CHUNK..len).step_by(grid.workers * CHUNK) {
-        for i in start..len.min(start + CHUNK) {
+    for range in grid.chunks(len, chunk) {
+        for i in range {
             // SAFETY: `i < len`, so all three addresses are inside what the caller vouches for; each `i` is written by one core.
             unsafe { c.add(i).write(a.add(i).read().wrapping_add(b.add(i).read())) };
         }
     }
 }
 
-/// Adds on the device.
-fn add<E: Engine>(engine: &E, a: &[u64], b: &[u64], c: &mut [u64]) -> Result<(), Failure> {
-    assert!(a.len() == c.len() && b.len() == c.len());
+/// Adds on the device, whose cores take `chunk` elements at a time.
+fn add<E: Engine>(engine: &E, a: &[u64], b: &[u64], c: &mut [u64], chunk: usize) -> Result<(), Failure> {
+    assert!(a.len() == c.len() && b.len() == c.len() && chunk > 0);
     let len = c.len();
     // SAFETY: these are the arguments of `VECTOR_ADD`, and all three slices have `len` elements.
-    unsafe { engine.launch(&VECTOR_ADD, Args::new().read(a).read(b).write(c).number(len)) }
+    unsafe { engine.launch(&VECTOR_ADD, Args::new().read(a).read(b).write(c).number(len).number(chunk)) }
 }
 
 /// The bytes vector-add uses.
@@ -85,6 +88,14 @@ pub(crate) fn bytes_that_must_cross(elements: u64, device_memory: u64) -> u64 {
     16 * elements + (8 * elements).saturating_sub(device_memory)
 }
 
+/// How many elements a core takes at a time. Cores that work in pages of their own fault and copy side by side, which is faster as long as the device
+/// has room for the pages of all of them twice: those in use, and those that come next. With less, cores would take pages from each other again and again.
+fn chunk(setup: &Setup) -> usize {
+    let pages = 2 * 3 * setup.cores as u64;
+    let cramped = setup.mode == Mode::CoherentExclusive && setup.device_memory < pages * setup.page_size.bytes();
+    if cramped { SMALL_CHUNK } else { CHUNK }
+}
+
 /// The most elements one launch may name: three vectors' pages have to fit in `held`.
 fn piece(held: u64, page: PageSize) -> Result<usize, Failure> {
     let pages = held / page.bytes() / 3;
@@ -99,6 +110,7 @@ fn piece(held: u64, page: PageSize) -> Result<usize, Failure> {
 /// Fills, adds, checks.
 pub(crate) fn run<E: Engine>(engine: &E, setup: &Setup, elements: usize) -> Result<Outcome, Failure> {
     let piece = setup.held_at_once().map_or(Ok(elements), |held| piece(held, setup.page_size))?;
+    let chunk = chunk(setup);
     let mut a = engine.zeroed::<u64>(elements)?;
     let mut b = engine.zeroed::<u64>(elements)?;
     let mut c = engine.zeroed::<u64>(elements)?;
@@ -116,7 +128,7 @@ pub(crate) fn run<E: Engine>(engine: &E, setup: &Setup, elements: usize) -> Resu
     let phase = progress::phase("the device adds", if pieces > 1 { pieces } else { 0 });
     let started = Instant::now();
     for ((a, b), c) in a.chunks(piece).zip(b.chunks(piece)).zip(c.chunks_mut(piece)) {
-        add(engine, a, b, c)?;
+        add(engine, a, b, c, chunk)?;
         phase.advance(1);
     }
     let device = started.elapsed();
@@ -155,8 +167,11 @@ mod tests {
                 let a: Vec<u64> = (0..len).map(|i| pattern(i).0).collect();
                 let b: Vec<u64> = (0..len).map(|i| pattern(i).1).collect();
                 let mut c = vec![0; len];
-                add(&Plain { workers }, &a, &b, &mut c).unwrap();
-                assert_eq!(first_mismatch(&c, 0), None, "{workers} workers, {len} elements");
+                for chunk in [SMALL_CHUNK, CHUNK] {
+                    c.fill(0);
+                    add(&Plain { workers }, &a, &b, &mut c, chunk).unwrap();
+                    assert_eq!(first_mismatch(&c, 0), None, "{workers} workers, {len} elements");
+                }
             }
         }
     }

@@ -9,8 +9,8 @@ kernel!(pub(crate) TOUCH = "bench-touch", |grid, args| {
 });
 
 kernel!(pub(crate) TOUCH_TIMED = "bench-touch-timed", |grid, args| {
-    // SAFETY: launched by `super::faults` alone, with the addresses of a writable byte and a writable number.
-    unsafe { touch_timed(grid, args[0], args[1]) }
+    // SAFETY: launched by `super::faults` alone, with readable bytes at these distances and a writable number.
+    unsafe { touch_timed(grid, args[0], args[1], args[2] as usize, args[3] as usize, args[4]) }
 });
 
 /// Writes to a byte in every `stride` bytes of memory, in a way the compiler cannot leave out.
@@ -28,19 +28,25 @@ unsafe fn touch(grid: Grid, start: u64, len: usize, stride: usize) {
     }
 }
 
-/// Touches and writes down how long the access took, in nanoseconds.
+/// Reads a byte at `first`, then `count` bytes from `at` on, `stride` bytes apart, and writes down how long the latter took on average, in nanoseconds.
 ///
 /// # Safety
-/// `at` is the address of a writable byte, `nanoseconds` that of a writable number.
-unsafe fn touch_timed(grid: Grid, at: u64, nanoseconds: u64) {
+/// `first` and those from `at` on are the addresses of readable bytes, `nanoseconds` that of a writable number; `count` is not zero.
+unsafe fn touch_timed(grid: Grid, first: u64, at: u64, count: usize, stride: usize, nanoseconds: u64) {
     if grid.worker == 0 {
+        let byte = |address: u64| std::ptr::with_exposed_provenance::<u8>(address as usize);
         let nanoseconds = std::ptr::with_exposed_provenance_mut::<u64>(nanoseconds as usize);
-        // SAFETY: as the caller vouches. Written to first, so that its own fault is not in the time.
+        // SAFETY: as the caller vouches. Written to before, so that its own fault is not in the time.
         unsafe { nanoseconds.write_volatile(0) };
-        let started = Instant::now();
         // SAFETY: as the caller vouches.
-        unsafe { touch(Grid { worker: 0, workers: 1 }, at, 1, 1) };
+        unsafe { byte(first).read_volatile() };
+        let started = Instant::now();
+        for n in 0..count {
+            // SAFETY: `n < count`, as the caller vouches.
+            unsafe { byte(at).add(n * stride).read_volatile() };
+        }
+        let elapsed = started.elapsed().as_nanos() as u64 / count as u64;
         // SAFETY: as above.
-        unsafe { nanoseconds.write_volatile(started.elapsed().as_nanos() as u64) };
+        unsafe { nanoseconds.write_volatile(elapsed) };
     }
 }

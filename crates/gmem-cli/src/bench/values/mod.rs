@@ -3,4 +3,4 @@
 mod faults;
 mod kernels;
 
-pub(crate) use faults::{CpuFault, DeviceFault, touch_here, touch_on_device};
+pub(crate) use faults::{CpuFault, DeviceFault, ReplicaFaults, touch_here, touch_on_device};

@@ -14,7 +14,7 @@ use crate::setup::{Needs, Setup};
 use checksum::{Block, CRC};
 use files::Input;
 use gmem::Args;
-use gmem::{Delivery, PageSize};
+use gmem::PageSize;
 use plan::{BLOCK, Batch};
 use std::fs::File;
 use std::io::{ErrorKind, Read};
@@ -86,7 +86,7 @@ pub(crate) fn run<E: Engine>(engine: &E, setup: &Setup, files: &[Input], shape: 
     let total = files.iter().map(|f| f.len).sum::<u64>();
     let phase = progress::phase("crc", total);
     for batch in &batches {
-        if setup.delivery == Delivery::InThread {
+        if !setup.system_calls {
             touch(&mut data, setup.page_size);
         }
         for (at, file) in batch.blocks.iter().zip(&batch.files) {
@@ -120,8 +120,8 @@ fn too_small(setup: &Setup) -> Failure {
     ))
 }
 
-/// Puts every page of the buffer in place by touching it: with delivery in the faulting thread, a system call on an absent page fails, so a
-/// program that chose it must do this before it lets the kernel write there.
+/// Puts every page of the buffer in place by touching it: with delivery in the faulting thread, or a userfaultfd for user code only, a system call
+/// on an absent page fails, so a program must do this before it lets the kernel write there.
 fn touch(data: &mut [u8], page: PageSize) {
     for page in data.chunks_mut(page.bytes() as usize) {
         page[0] = 0;

@@ -4,7 +4,7 @@ use crate::engine::Plain;
 use crate::machine::Machine;
 
 fn setup(replay: bool, device_memory: u64) -> Setup {
-    let machine = Machine { total: 8 << 30, available: 8 << 30, cpus: 2 };
+    let machine = Machine::permissive(8 << 30, 8 << 30);
     let common = Common {
         device: Some(DeviceKind::Discrete),
         device_memory: Some(device_memory),
