@@ -205,8 +205,21 @@ pub(crate) struct Census {
     pub(crate) mappings: usize,
 }
 
-/// Takes the count. Surplus workers of gmem linger for a while, so their number is left out.
+/// Takes the count, once it has been the same for a while: a thread that was just made names itself a moment later.
 pub(crate) fn census() -> Census {
+    let mut last = count();
+    loop {
+        std::thread::sleep(Duration::from_millis(30));
+        let now = count();
+        if now == last {
+            return now;
+        }
+        last = now;
+    }
+}
+
+/// Surplus workers of gmem linger for a while, so their number is left out.
+fn count() -> Census {
     let tasks: Vec<_> = std::fs::read_dir("/proc/self/task").unwrap().flatten().map(|t| t.path()).collect();
     let name = |t: &PathBuf| std::fs::read_to_string(t.join("comm")).unwrap_or_default().trim().to_owned();
     let mut threads: Vec<_> = tasks.iter().map(name).filter(|n| n.starts_with("gmem-")).collect();
@@ -226,7 +239,7 @@ pub(crate) fn census() -> Census {
 pub(crate) fn assert_nothing_left(before: &Census) {
     let until = Instant::now() + Duration::from_secs(10);
     loop {
-        let now = census();
+        let now = count();
         if now == *before {
             return;
         }
@@ -323,7 +336,7 @@ gmem::kernel!(pub(crate) STORE = "store", |grid, args| {
 gmem::kernel!(pub(crate) ADD = "add", |grid, args| {
     if grid.worker == 0 {
         let word = args[0] as *mut u64;
-        word.write_volatile(word.read_volatile() + args[1]);
+        word.write_volatile(word.read_volatile().wrapping_add(args[1]));
     }
 });
 
