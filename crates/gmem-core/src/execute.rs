@@ -286,7 +286,13 @@ impl<P: Platform> Op<'_, P> {
         let from = self.owner();
         let copy_to = copy.then(|| self.home_addr());
         let request = PeerUnmap { pmap: from.own_pmap(), va: self.page.start(), len: self.len(), copy: copy_to };
-        match from.driver().peer().expect("checked when the device was created").unmap(&request) {
+        let peer = from.driver().peer().expect("checked when the device was created");
+        let mut answer = peer.unmap(&request);
+        if copy && !matches!(answer, Ok(()) | Err(DeviceError::CopyFailed)) && self.core.fence(&from) {
+            // It is certain now that the device changes nothing any more, and its driver may still reach the bytes.
+            answer = peer.unmap(&request);
+        }
+        match answer {
             Ok(()) => {}
             // Without a copy nothing is lost with the peer: it is stopped, and the page goes on without it.
             Err(_) if !copy => {
