@@ -237,7 +237,9 @@ fn nothing_of_one_address_space_is_seen_in_the_next() {
                 let gmem = Gmem::new().unwrap();
                 let builder = accel::Discrete::builder().memory(4 * PAGE).cores(1).peer(peer);
                 let device = gmem.add_device(builder.build().unwrap()).unwrap();
-                let victim = gmem.address_space().create().unwrap();
+                // A place of its own: other tests of this process have address spaces too.
+                let at_home = gmem::VirtAddr::new(0x3000_0000_0000);
+                let victim = gmem.address_space().at(at_home).create().unwrap();
                 let context = victim.attach(&device, Mode::CoherentExclusive).unwrap();
                 // Secrets in every frame of the device and in as much of the host.
                 let region = victim.region().page_size(size).backing(backing).map(8 * PAGE).unwrap();
@@ -245,7 +247,7 @@ fn nothing_of_one_address_space_is_seen_in_the_next() {
                 let place = region.range().start();
                 drop((region, context, victim));
                 // The same place and the same frames, for somebody else.
-                let spy = gmem.address_space().create().unwrap();
+                let spy = gmem.address_space().at(at_home).create().unwrap();
                 assert!(spy.range().contains(place), "the test means to use the same addresses");
                 let context = spy.attach(&device, Mode::CoherentExclusive).unwrap();
                 let region = spy.region().page_size(size).backing(backing).at(place).map(4 * PAGE).unwrap();
