@@ -287,7 +287,7 @@ fn a_program_that_closes_every_descriptor_it_does_not_know_closes_none_of_ours()
             let link = std::fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd())).unwrap();
             assert_eq!(link.to_str(), Some("/dev/null"), "a descriptor of the program was closed");
         }
-        world.gmem.verify().unwrap();
+        verify(&world.gmem);
     });
 }
 
@@ -322,7 +322,7 @@ fn a_forked_child_that_touches_unified_memory_dies_and_the_parent_goes_on() {
                 world.run(&ADD, &[at(&region, 0), 10]).unwrap();
                 let words = [0, 1, 2].map(|page| get(at(&region, page * size.bytes())));
                 assert_eq!(words, [11, 2, 0], "{size} {kind:?}");
-                world.gmem.verify().unwrap();
+                verify(&world.gmem);
             }
         }
     });
@@ -397,7 +397,7 @@ fn faults_inside_signal_handlers_and_under_a_storm_of_signals() {
         // 50 from the second word of the first part.
         assert_eq!(sum, 50 + 3 * ROUNDS as u64 + alarms, "{kind:?}");
         assert!(alarms > 10, "no storm: {alarms}");
-        world.gmem.verify().unwrap();
+        verify(&world.gmem);
         TARGET.store(0, Ordering::SeqCst);
     });
 }
@@ -447,7 +447,7 @@ fn memory_that_the_program_unmaps_behind_our_back_is_a_segfault_and_no_more() {
         world.run(&ADD, &[at(&region, 0), 1]).unwrap();
         // The device still has what it had: gmem was not told.
         world.run(&LOAD, &[at(&region, 2 * PAGE)]).unwrap();
-        world.gmem.verify().unwrap();
+        verify(&world.gmem);
         println!("alive");
         get(at(&region, PAGE));
         println!("read");

@@ -175,6 +175,15 @@ pub(crate) fn stats_when(gmem: &Gmem, done: impl Fn(&gmem::Stats) -> bool) -> gm
     }
 }
 
+/// Checks gmem's own invariants. They hold while nothing is under way, and the last fault's tail may still be: its thread goes on before it is committed.
+pub(crate) fn verify(gmem: &Gmem) {
+    let until = Instant::now() + Duration::from_secs(2);
+    while let Err(violation) = gmem.verify() {
+        assert!(Instant::now() < until, "{violation}");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
 /// Bytes in use in all memories of a device.
 pub(crate) fn used(device: &Device) -> u64 {
     device.memory().iter().map(|m| m.used.get()).sum()
