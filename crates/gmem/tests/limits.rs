@@ -181,3 +181,34 @@ fn nothing_happens_while_nobody_faults() {
         assert!(spent.len() < 5, "ticks of 10 ms in each of five seconds of idleness: {spent:?}");
     });
 }
+
+/// The CPU has no error to return: an access that cannot be resolved ends the program, like one to memory that is not there, and gmem says why.
+#[test]
+fn the_cpu_alone_can_reach_the_limit_on_mappings_by_in_thread_delivery() {
+    const NAME: &str = "the_cpu_alone_can_reach_the_limit_on_mappings_by_in_thread_delivery";
+    let limit: u64 = std::fs::read_to_string("/proc/sys/vm/max_map_count").unwrap().trim().parse().unwrap();
+    if limit > 100_000 {
+        eprintln!("skipped: this machine allows {limit} mappings");
+        return;
+    }
+    let touch = |delivery| {
+        let gmem = Gmem::new().unwrap();
+        let space = gmem.address_space().create().unwrap();
+        let pages = limit / 2 + 2000;
+        let region = space.region().page_size(PageSize::Size4K).delivery(delivery).map(pages * 8192).unwrap();
+        (0..pages).for_each(|page| set(at(&region, page * 8192), page));
+        (0..pages).for_each(|page| assert_eq!(get(at(&region, page * 8192)), page));
+    };
+    if is_child(NAME) {
+        touch(Delivery::InThread);
+        return;
+    }
+    watched(|| {
+        // With the default delivery there is no such limit: absent pages need no mapping of their own.
+        touch(Delivery::Service);
+        let output = child(NAME, "");
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(std::os::unix::process::ExitStatusExt::signal(&output.status), Some(libc::SIGSEGV), "{}: {said}", output.status);
+        assert!(said.contains("gmem: Write at 0x") && said.contains("vm.max_map_count"), "{said}");
+    });
+}
