@@ -287,6 +287,8 @@ impl<P: Platform> Op<'_, P> {
         let copy_to = copy.then(|| self.home_addr());
         let request = PeerUnmap { pmap: from.own_pmap(), va: self.page.start(), len: self.len(), copy: copy_to };
         let peer = from.driver().peer().expect("checked when the device was created");
+        // Not counted from here on: the peer may give the memory to another page before it answers.
+        self.count_at_peer(false);
         let mut answer = peer.unmap(&request);
         if copy && !matches!(answer, Ok(()) | Err(DeviceError::CopyFailed)) && self.core.fence(&from) {
             // It is certain now that the device changes nothing any more, and its driver may still reach the bytes.
@@ -299,6 +301,7 @@ impl<P: Platform> Op<'_, P> {
                 self.core.fence(&from);
             }
             Err(e) => {
+                self.count_at_peer(true);
                 if e != DeviceError::CopyFailed {
                     self.core.fence(&from);
                 }
@@ -310,6 +313,13 @@ impl<P: Platform> Op<'_, P> {
             self.count_out();
         }
         Ok(())
+    }
+
+    /// Counts the page among those that its peer has, or no longer.
+    fn count_at_peer(&self, there: bool) {
+        if let Some((hnode, None)) = &self.old {
+            hnode.count_peer_page(self.region.attrs.page_size, there);
+        }
     }
 
     fn replicas_revoke(&self) {
@@ -447,8 +457,8 @@ impl<P: Platform> Core<P> {
         match &op.old {
             Some((hnode, Some(frame))) if op.unsafe_to_free => hnode.quarantine(*frame),
             Some((hnode, Some(frame))) => self.free_frame(hnode, *frame),
-            Some((hnode, None)) => hnode.count_peer_page(op.region.attrs.page_size, false),
-            None => {}
+            // Uncounted when the peer gave it up.
+            Some((_, None)) | None => {}
         }
     }
 }

@@ -5,6 +5,7 @@
 
 use crate::FutexLock;
 use crate::fault::Faults;
+use crate::report;
 use crate::sys::sigsegv::{self, Resolver};
 use core::sync::atomic::{AtomicUsize, Ordering::*};
 use gmem_hal::{Access, HostError, HostFault, VirtAddr, VirtRange, lock_api::Mutex};
@@ -66,6 +67,10 @@ fn resolve(va: VirtAddr, access: Access) -> bool {
     match target.1.resolve(va, access, true) {
         // Pending is not said when waiting is allowed; trying again is right in any case.
         HostFault::Resolved | HostFault::Pending => true,
-        HostFault::NotOurs | HostFault::Failed(_) => false,
+        HostFault::NotOurs => false,
+        failed @ HostFault::Failed(_) => {
+            report::failed_access(va, access, &failed);
+            false
+        }
     }
 }

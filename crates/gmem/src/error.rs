@@ -28,8 +28,6 @@ pub enum Error {
     Launch(LaunchError),
     /// The device of this context was stopped after a failure: detach it and attach again.
     Fenced,
-    /// A device that cannot replay faults was given a launch that does not say what it touches.
-    NothingNamed,
     /// The device offers no way to run kernels through gmem.
     NoCompute,
     /// The length in bytes overflows, or is zero.
@@ -51,7 +49,6 @@ impl fmt::Display for Error {
             Self::Range(e) => e.fmt(f),
             Self::Launch(e) => write!(f, "the launch failed: {e}"),
             Self::Fenced => f.write_str("the device was stopped after a failure: detach it and attach again"),
-            Self::NothingNamed => f.write_str("this device cannot replay faults: name the memory the launch touches in its arguments"),
             Self::NoCompute => f.write_str("this device offers no way to run kernels"),
             Self::Length => f.write_str("the length is zero or overflows"),
         }

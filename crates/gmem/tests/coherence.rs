@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{HAMMER, hammer, watched};
+use common::{HAMMER, hammer, verify, watched};
 use gmem::{AddressSpace, Args, Backing, Context, Delivery, Gmem, Mode, PageSize, Region, accel};
 
 const ROUNDS: usize = 300;
@@ -46,7 +46,7 @@ fn fight(gmem: &Gmem, contexts: &[Context], region: &Region, rounds: usize) {
     let all = unsafe { std::slice::from_raw_parts(base as *const u64, words) };
     let cores: usize = contexts.iter().map(|_| 2).sum();
     assert_eq!(all.iter().sum::<u64>(), (rounds * (cores + CPU_THREADS)) as u64, "a write was lost; {:#?}", gmem.stats());
-    gmem.verify().unwrap();
+    verify(gmem);
 }
 
 fn space_with(gmem: &Gmem, memory: &[u64], mode: Mode) -> (AddressSpace, Vec<Context>) {

@@ -56,7 +56,7 @@ fn kill_ten_times(peer: bool) {
         assert!(gone(pid));
         assert_nothing_left(&before);
         assert_eq!((used(&device), device.memory()[0].quarantined), (0, ByteLen(0)));
-        gmem.verify().unwrap();
+        verify(&gmem);
     }
     assert_eq!(gmem.stats().fences, 10);
 }
@@ -106,7 +106,7 @@ fn a_device_that_is_killed_while_many_fault_hangs_nobody() {
             eventually("the context is fenced", || world.context.is_fenced());
             run(&second, &ADD, &[at(&region, 0), 1]).unwrap();
             assert!((0..6).map(|page| get(at(&region, page * PAGE))).sum::<u64>() > 0);
-            world.gmem.verify().unwrap();
+            verify(&world.gmem);
         }
     });
 }
@@ -137,7 +137,7 @@ fn a_hung_device_is_found_out_within_its_time_limit() {
             let context = world.space.attach(&world.device, Mode::CoherentExclusive).unwrap();
             run(&context, &ADD, &[at(&region, 0), 1]).unwrap();
             assert_eq!(get(at(&region, 0)), 51);
-            world.gmem.verify().unwrap();
+            verify(&world.gmem);
         }
     });
 }
@@ -262,7 +262,7 @@ fn frames_are_quarantined_until_the_death_is_certain() {
         context.detach().unwrap();
         assert_eq!((device.memory()[0].quarantined, device.memory()[0].free), (ByteLen(0), memory.capacity));
         (0..4).for_each(|page| assert_eq!(get(at(&region, page * PAGE)), 70 + page));
-        gmem.verify().unwrap();
+        verify(&gmem);
     });
 }
 
@@ -279,6 +279,6 @@ fn what_stays_uncertain_stays_quarantined_and_the_rest_works() {
         run(&context, &STRIDE, &[at(&region, 0), 80, PAGE, 4]).unwrap();
         assert_eq!(device.memory()[0].free, ByteLen(0), "four of eight pages are in use, four held back");
         (0..4).for_each(|page| assert_eq!(get(at(&region, page * PAGE)), 80 + page));
-        gmem.verify().unwrap();
+        verify(&gmem);
     });
 }

@@ -165,7 +165,7 @@ fn ranges_that_do_not_fit_are_refused_and_nothing_stays_held() {
         let result = run_naming(&world.context, &NOTHING, &[], Args::new().writes(hole));
         assert!(matches!(result, Err(Error::Range(RangeError::NotMapped(va))) if va.get() == at(&region, PAGE)), "{result:?}");
         assert_eq!(held(&world, &region), []);
-        world.gmem.verify().unwrap();
+        verify(&world.gmem);
     });
 }
 

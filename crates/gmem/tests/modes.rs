@@ -29,7 +29,7 @@ fn alternate(size: PageSize, memory: u64, backing: Backing, delivery: Delivery) 
     assert_eq!(after.d2h_fault_bytes - before.d2h_fault_bytes, ROUNDS * size.bytes(), "{case}");
     assert_eq!(bytes_moved(&world.gmem), 2 * ROUNDS * size.bytes(), "nothing else moved, {case}");
     eventually("the last page is home", || used(&world.device) == 0);
-    world.gmem.verify().unwrap();
+    verify(&world.gmem);
 }
 
 #[test]
@@ -109,7 +109,7 @@ fn replicate_moves_nothing_and_hardly_faults() {
         }
         assert_eq!(bytes_moved(&world.gmem), 0);
         assert_eq!(used(&world.device), 0, "the device's own memory stays empty");
-        world.gmem.verify().unwrap();
+        verify(&world.gmem);
     });
 }
 

@@ -56,7 +56,7 @@ fn a_range_that_every_peer_has_free_is_found() {
         assert!(matches!(conflict, Err(Error::Range(RangeError::AddressConflict))), "{conflict:?}");
         let between = space.region().at(VirtAddr::new(start + 5 * PAGE)).map(PAGE).unwrap();
         works(&contexts, at(&between, 0));
-        gmem.verify().unwrap();
+        verify(&gmem);
     });
 }
 
@@ -102,7 +102,7 @@ fn an_attach_that_conflicts_is_refused_and_changes_nothing() {
         let context = space.attach(&device, Mode::CoherentExclusive).unwrap();
         works(std::slice::from_ref(&context), at(&first, 0));
         works(std::slice::from_ref(&context), at(&second, 0));
-        gmem.verify().unwrap();
+        verify(&gmem);
     });
 }
 
@@ -129,7 +129,7 @@ fn a_peer_evicts_by_itself_under_four_times_its_memory() {
                 let words = [get(at(&region, page * size.bytes())), get(at(&region, page * size.bytes() + 8))];
                 assert_eq!(words, [2000 + page, page], "{size}, page {page}");
             }
-            gmem.verify().unwrap();
+            verify(&gmem);
             assert_eq!(stats.fences, 0, "{stats:#?}");
         }
     });
@@ -166,7 +166,7 @@ fn a_peer_and_a_discrete_device_and_the_cpu_share_an_address_space() {
             let words = [0, 8, 16, 64].map(|word| get(at(&region, page * (64 << 10) + word)));
             assert_eq!(words, [2000 + page, 2000 + page, 2000 + page, 2 + page], "page {page}");
         }
-        gmem.verify().unwrap();
+        verify(&gmem);
         assert!(gmem.stats().evictions > 0);
         drop(contexts);
         devices.iter().for_each(|device| assert_eq!(used(device), 0));
@@ -192,7 +192,7 @@ fn a_peer_gives_back_what_is_unmapped_in_parts() {
             run(&context, &ADD, &[at(&hole, 0), 5]).unwrap();
             assert_eq!([0, PAGE, 2 * PAGE, 5 * PAGE].map(|offset| get(start + offset)), [1, 2, 5, 6]);
         }
-        gmem.verify().unwrap();
+        verify(&gmem);
     });
 }
 

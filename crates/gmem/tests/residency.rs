@@ -43,7 +43,7 @@ fn a_partial_unmap_while_pages_are_on_a_device_leaves_the_rest_right() {
             (0..3).for_each(|n| assert_eq!(get(at(&again, n * size.bytes())), 0, "{size} {backing:?} {delivery:?}"));
             drop((region, again));
             assert_eq!(used(&world.device), 0);
-            world.gmem.verify().unwrap();
+            verify(&world.gmem);
         }
     });
 }
@@ -158,7 +158,7 @@ fn pinned_pages_stay_and_exhaustion_is_an_error() {
         assert!(matches!(again, Err(Error::Range(RangeError::NotPinned(va))) if va == pinned.start()), "{again:?}");
         world.run(&STRIDE, &[at(&region, 0), 20, PAGE, 8]).unwrap();
         (0..8).for_each(|page| assert_eq!(get(at(&region, page * PAGE)), 20 + page));
-        world.gmem.verify().unwrap();
+        verify(&world.gmem);
     });
 }
 
@@ -212,7 +212,7 @@ fn four_thousand_regions() {
         world.run(&SUM, &[at(&sum, 0), start, 4096, 4000]).unwrap();
         assert_eq!(get(at(&sum, 0)), 3999 * 4000 / 2);
         regions.iter().enumerate().for_each(|(n, region)| assert_eq!(get(at(region, 0)), n as u64));
-        world.gmem.verify().unwrap();
+        verify(&world.gmem);
         drop(regions);
         eventually("only the sum's page may be left", || used(&world.device) <= 4096);
         assert_eq!(world.space.residency(world.space.range()).unwrap().len(), 1);

@@ -38,7 +38,7 @@ fn several_address_spaces_on_several_devices_keep_apart() {
         let (foreign, own) = (at(&worlds[1].1, 0), &worlds[0].0[0]);
         let result = run(own, &LOAD, &[foreign]);
         assert!(matches!(result, Err(Error::Launch(_))), "{result:?}");
-        gmem.verify().unwrap();
+        verify(&gmem);
     });
 }
 
@@ -97,7 +97,7 @@ fn address_spaces_of_devices_alone_may_overlap() {
         let region = visible.region().at(place).map(PAGE).unwrap();
         assert_eq!(get(at(&region, 0)), 0);
         drop((regions, contexts));
-        gmem.verify().unwrap();
+        verify(&gmem);
     });
 }
 
@@ -128,7 +128,7 @@ fn everything_attached_goes_with_the_address_space() {
             }
             assert_nothing_left(&before);
             devices.iter().for_each(|device| assert_eq!(used(device), 0));
-            gmem.verify().unwrap();
+            verify(&gmem);
         }
     });
 }
@@ -172,7 +172,7 @@ fn a_second_attach_is_refused_and_another_mode_after_detaching_is_not() {
         let replica = space.attach(&device, Mode::Replicate).unwrap();
         run(&replica, &ADD, &[at(&region, 0), 1]).unwrap();
         assert_eq!(get(at(&region, 0)), 10);
-        gmem.verify().unwrap();
+        verify(&gmem);
     });
 }
 
@@ -226,7 +226,7 @@ fn attaching_and_detaching_while_others_map_unmap_and_write() {
             rounds
         });
         assert!(rounds.iter().all(|n| *n > 3), "the threads hardly met: {rounds:?}");
-        gmem.verify().unwrap();
+        verify(&gmem);
     });
 }
 
