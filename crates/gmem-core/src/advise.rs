@@ -57,14 +57,9 @@ impl<P: Platform> Core<P> {
     /// [`RangeError::Fault`] with a page that the kernel holds pinned; it keeps its contents.
     pub fn discard(&self, space: SpaceId, range: VirtRange) -> Result<(), RangeError> {
         let space = self.space(space).ok_or(RangeError::NoSuchSpace(space))?;
-        self.for_each_touched(&space, range, |_, va| {
-            let region = space.lock().region_at(va).filter(|r| !r.closing && range.contains_range(r.page(va)));
-            match region {
-                Some(region) if !self.discard_page(&space, &region, va) => {
-                    Err(RangeError::Fault(va, FaultError::Host(gmem_hal::HostError::Pinned)))
-                }
-                _ => Ok(()),
-            }
+        self.for_each_touched(&space, range, |_, va| match self.discard_page(&space, range, va) {
+            true => Ok(()),
+            false => Err(RangeError::Fault(va, FaultError::Host(gmem_hal::HostError::Pinned))),
         })
     }
 
@@ -78,7 +73,7 @@ impl<P: Platform> Core<P> {
         self.check_mapped(&found, range)?;
         let mut pinned = None;
         let result = self.each_page(&found, range, |region, page| {
-            self.change_pins(&found, region, page, true)?;
+            self.change_pins(&found, page, true)?;
             pinned = Some(region.page(page).end());
             Ok(())
         });
@@ -96,11 +91,14 @@ impl<P: Platform> Core<P> {
     /// [`RangeError::NotPinned`] with the first page that has no pin; those before it lost one.
     pub fn unpin(&self, space: SpaceId, range: VirtRange) -> Result<(), RangeError> {
         let space = self.space(space).ok_or(RangeError::NoSuchSpace(space))?;
-        self.each_page(&space, range, |region, page| self.change_pins(&space, region, page, false))
+        self.each_page(&space, range, |_, page| self.change_pins(&space, page, false))
     }
 
-    fn change_pins(&self, space: &Space<P>, region: &Region, page: VirtAddr, add: bool) -> Result<(), RangeError> {
+    fn change_pins(&self, space: &Space<P>, page: VirtAddr, add: bool) -> Result<(), RangeError> {
         let mut guard = space.lock();
+        // It was there a moment ago; somebody may have unmapped it since.
+        let region = &guard.region_at(page).ok_or(RangeError::NotMapped(page))?;
+        let page = region.page(page).start();
         let mut entry = guard.entry(region, page);
         entry.pins = match add {
             true => entry.pins.checked_add(1).ok_or(RangeError::TooManyPins(page))?,
@@ -164,8 +162,10 @@ impl<P: Platform> Core<P> {
 
     fn unhold_range(&self, space: &Arc<Space<P>>, range: Option<VirtRange>) {
         let Some(range) = range else { return };
-        let _ = self.each_page(space, range, |region, page| {
+        let _ = self.each_page(space, range, |_, page| {
             let mut guard = space.lock();
+            // A held page is not unmapped, but a region beside it may have been split off since.
+            let Some(region) = &guard.region_at(page) else { return Ok(()) };
             let mut entry = guard.entry(region, page);
             entry.holds = entry.holds.saturating_sub(1);
             let wake = entry.holds == 0 && entry.waiters;
@@ -207,7 +207,7 @@ impl<P: Platform> Core<P> {
         Ok((found, owner))
     }
 
-    /// Calls `each` for every page of every region in `range`, rounded outward, with no lock held.
+    /// Calls `each` for every page of every region in `range`, rounded outward, with no lock held: the region may be gone when `each` looks.
     fn each_page(
         &self,
         space: &Space<P>,
@@ -232,8 +232,11 @@ impl<P: Platform> Core<P> {
     pub fn residency(&self, space: SpaceId, range: VirtRange) -> Result<Vec<Residence>, RangeError> {
         let space = self.space(space).ok_or(RangeError::NoSuchSpace(space))?;
         let mut runs: Vec<Residence> = Vec::new();
-        self.each_page(&space, range, |region, page| {
-            let entry = space.lock().entry(region, page);
+        self.each_page(&space, range, |_, page| {
+            let inner = space.lock();
+            let Some(region) = inner.region_at(page) else { return Ok(()) };
+            let entry = inner.entry(&region, region.page(page).start());
+            drop(inner);
             let device = if entry.state.on_device() { self.hnode(entry.hnode).map(|h| h.device) } else { None };
             let one = Residence { range: region.page(page), state: entry.state, device, pinned: entry.pins > 0 || entry.holds > 0 };
             match runs.last_mut() {

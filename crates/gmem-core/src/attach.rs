@@ -186,8 +186,13 @@ impl<P: Platform> Core<P> {
         if let Table::Own(pmap) = context.table {
             if context.mode == Mode::Replicate && !context.is_fenced() {
                 // A fault that chose its replicas before this one left may have entered it since: those pages are not busy with it any more once
-                // each of them was seen idle, and the table goes as a whole.
+                // each of them was seen idle.
                 self.wait_idle(space, space.range);
+                // Homes outlive the context, so nothing of it may reach them from here on.
+                let regions: Vec<_> = space.lock().regions().collect();
+                for region in regions {
+                    self.revoke(&context, region.range);
+                }
             }
             if context.is_peer() && !context.is_fenced() {
                 free_all(space, &context, pmap);

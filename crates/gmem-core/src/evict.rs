@@ -62,8 +62,9 @@ type Batch<'a, P> = ArrayVec<(Op<'a, P>, Facts), EVICT_BATCH>;
 impl<P: Platform> Core<P> {
     /// Evicts for an allocation of `len` bytes that failed.
     pub(crate) fn make_room(&self, hnode: &Arc<Hnode<P>>, len: ByteLen) -> Room {
-        // Small pages go in batches, so that one invalidation serves many; a large one pays for itself.
-        let most = ((256 << 10) / len.get()).clamp(1, EVICT_BATCH as u64) as usize;
+        // Small pages go in batches, so that one invalidation serves many; a large one pays for itself, and a small memory has none to spare.
+        let spare = hnode.range.len().get() / len.get() / 32;
+        let most = ((256 << 10) / len.get()).min(spare).clamp(1, EVICT_BATCH as u64) as usize;
         match self.reclaim(hnode, most) {
             (0, 0) if hnode.in_transit() == 0 => Room::None,
             (0, _) => Room::InUse,

@@ -203,14 +203,18 @@ impl<P: Platform> Op<'_, P> {
             // Nobody may touch the region now; the mapping is entered by a fault after it was unprotected.
             return Ok(());
         }
+        if context.is_fenced() {
+            // Making room for this very page may have been the revoke that failed.
+            return Err(FaultError::Fenced);
+        }
         let mapping = Mapping { va: self.page.start(), frame, len: self.len(), prot };
         Ok(context.mmu().pmap_enter(context.own_pmap(), &mapping)?)
     }
 
     fn cpu_map(&self) -> Result<(), FaultError> {
         match self.host().cpu_map(&self.space.host, &self.pages()) {
-            // An eviction is complete when the bytes are home; the CPU's mapping can wait for its fault.
-            Err(_) if self.cause == Cause::Evict => Ok(()),
+            // An eviction is complete when the bytes are home, and a replica has what it wants; the CPU's mapping can wait for its fault.
+            Err(_) if self.cause == Cause::Evict || self.to.is_some() => Ok(()),
             other => Ok(other?),
         }
     }

@@ -90,7 +90,7 @@ impl<P: Platform> Hnode<P> {
         let base = range.begin & !(PageSize::Size2M.bytes() - 1);
         let (first, end) = (((range.begin - base) >> 12) as usize, ((range.end - base) >> 12) as usize);
         // Two bits per base frame for the bitmaps, with their upper levels at most 1/32 more.
-        let charged = frames * 24 + if allocator == Allocator::Core { end / 4 + end / 64 } else { 0 };
+        let charged = frames * 28 + if allocator == Allocator::Core { end / 4 + end / 64 } else { 0 };
         platform.charge(charged)?;
         let make = || {
             Ok(Pool {
@@ -223,15 +223,21 @@ impl<P: Platform> Hnode<P> {
 
     /// Chooses up to `most` victims, oldest first, and isolates them.
     ///
-    /// A clean page costs no copy, so clean pages go first, unless they are so few (an eighth) that dirty ones hog the memory.
+    /// A clean page costs no copy, so the oldest clean one goes before any dirty one, unless it was in use just now: among the youngest eighth, or
+    /// the youngest sixteen of a small memory. Streams then keep their results on the device, and the pages being worked on stay.
     pub(crate) fn pick_victims(&self, most: usize) -> ArrayVec<Victim, EVICT_BATCH> {
         let mut pool = self.pool.lock();
         let mut victims = ArrayVec::new();
         while victims.len() < most.min(EVICT_BATCH) {
-            let (clean, dirty) = (pool.frames.count(List::Clean), pool.frames.count(List::Dirty));
-            let first = if clean * 8 >= clean + dirty { List::Clean } else { List::Dirty };
-            let second = if first == List::Clean { List::Dirty } else { List::Clean };
-            let Some(id) = pool.frames.oldest(first).or_else(|| pool.frames.oldest(second)) else { break };
+            let frames = &pool.frames;
+            let resident = frames.count(List::Clean) + frames.count(List::Dirty);
+            let young = (resident / 8).max(16.min(resident / 2));
+            let id = match (frames.oldest(List::Clean), frames.oldest(List::Dirty)) {
+                (Some(clean), Some(dirty)) if frames.age(clean) < young && frames.age(clean) < frames.age(dirty) => dirty,
+                (Some(clean), _) => clean,
+                (None, Some(dirty)) => dirty,
+                (None, None) => break,
+            };
             pool.frames.move_to(id, List::Isolated);
             let frame = pool.frames.get(id);
             victims.push(Victim { frame: id, space: frame.space, va: frame.va });

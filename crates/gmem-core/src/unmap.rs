@@ -119,10 +119,12 @@ impl<P: Platform> Core<P> {
         }
     }
 
-    /// Gives a page's bytes up and frees its home. Returns whether it did: not if the kernel holds the page.
-    pub(crate) fn discard_page(&self, space: &Arc<Space<P>>, region: &Region, page: VirtAddr) -> bool {
+    /// Gives the bytes of the page at `va` up and frees its home, if it lies inside `range`. Returns whether it did: not if the kernel holds the page.
+    pub(crate) fn discard_page(&self, space: &Arc<Space<P>>, range: VirtRange, va: VirtAddr) -> bool {
         loop {
             let guard = space.lock();
+            let Some(region) = guard.region_at(va).filter(|r| !r.closing && range.contains_range(r.page(va))) else { return true };
+            let (region, page) = (&region, region.page(va).start());
             let entry = guard.entry(region, page);
             if entry.busy || entry.holds > 0 {
                 let kind = if entry.busy { WaitKind::BusyPage } else { WaitKind::HeldPage };
@@ -155,20 +157,24 @@ impl<P: Platform> Core<P> {
         range: VirtRange,
         mut each: impl FnMut(State, VirtAddr) -> Result<(), E>,
     ) -> Result<(), E> {
-        let regions: Vec<_> = space.lock().regions_in(range).collect();
-        for region in regions {
-            let Some(part) = region.range.intersection(range) else { continue };
-            let mut at = region.page(part.start()).start();
-            while let Some(page) = next_touched(space, &region, at).filter(|page| *page < part.end()) {
-                let state = {
-                    let inner = space.lock();
-                    inner.region_at(page).map(|r| inner.entry(&r, page).state)
-                };
-                if let Some(state) = state {
-                    each(state, page)?;
+        // Regions come and go meanwhile, so each look begins with the one that is there now.
+        let mut at = range.start();
+        while let Some(rest) = VirtRange::new(at, range.end()) {
+            let (page, state, next) = {
+                let inner = space.lock();
+                let Some(region) = inner.regions_in(rest).next() else { return Ok(()) };
+                let from = region.page(at.max(region.range.start())).start();
+                match inner.next_touched(&region, from, region.range.end(), SCAN) {
+                    Ok(page) => (page, Some(inner.entry(&region, page).state), region.page(page).end()),
+                    Err(next) => (from, None, next.unwrap_or(region.range.end())),
                 }
-                at = region.page(page).end();
+            };
+            match state {
+                Some(state) if page < range.end() => each(state, page)?,
+                Some(_) => return Ok(()),
+                None => {}
             }
+            at = next;
         }
         Ok(())
     }
@@ -201,7 +207,7 @@ impl<P: Platform> Core<P> {
     }
 }
 
-/// The first touched page of `region` at or after `from`.
+/// The first touched page of `region`, which the caller keeps from going, at or after `from`.
 fn next_touched<P: Platform>(space: &Space<P>, region: &Region, mut from: VirtAddr) -> Option<VirtAddr> {
     while from < region.range.end() {
         match space.lock().next_touched(region, from, region.range.end(), SCAN) {

@@ -2,7 +2,9 @@
 
 use crate::error::Error;
 use crate::space::AddressSpace;
+use gmem_core::RangeError;
 use gmem_hal::{Prot, RegionAttrs, VirtRange};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// A mapped range of an address space, unmapped on drop.
 ///
@@ -12,11 +14,13 @@ pub struct Region {
     space: AddressSpace,
     range: VirtRange,
     attrs: RegionAttrs,
+    /// What of `range` was not unmapped: the rest may be another region's by now. Held over every call that changes a part, so that it still is a part.
+    parts: Mutex<Vec<VirtRange>>,
 }
 
 impl Region {
     pub(crate) fn new(space: AddressSpace, range: VirtRange, attrs: RegionAttrs) -> Self {
-        Self { space, range, attrs }
+        Self { space, range, attrs, parts: Mutex::new(vec![range]) }
     }
 
     /// The addresses.
@@ -44,36 +48,71 @@ impl Region {
     /// # Errors
     /// [`Error::Range`]; the old protection is in force then. [`gmem_core::RangeError::NotMapped`] if `range` is not a part of this region.
     pub fn protect(&self, range: VirtRange, prot: Prot) -> Result<(), Error> {
-        self.check(range)?;
+        let parts = self.parts();
+        if !parts.iter().any(|part| part.contains_range(range)) {
+            return Err(RangeError::NotMapped(first_hole(&parts, range)).into());
+        }
         Ok(self.space.inner.runtime.call(|core| core.protect(self.space.inner.id, range, prot))?)
     }
 
-    /// Gives up the contents of the whole pages in `range`, a part of this region: they read as zero from now on.
+    /// Gives up the contents of the whole pages in `range`, a part of this region: they read as zero from now on. What was unmapped is passed over.
     ///
     /// # Errors
     /// [`Error::Range`] if the kernel holds a page, which then keeps its contents.
     pub fn discard(&self, range: VirtRange) -> Result<(), Error> {
         self.check(range)?;
-        Ok(self.space.inner.runtime.call(|core| core.discard(self.space.inner.id, range))?)
+        let parts = self.parts();
+        let (core, id) = (&self.space.inner.runtime, self.space.inner.id);
+        let mut inside = parts.iter().filter_map(|part| part.intersection(range));
+        Ok(inside.try_for_each(|part| core.call(|core| core.discard(id, part)))?)
     }
 
-    /// Unmaps `range`, a part of this region in whole pages. Touching it afterwards is a fault.
+    /// Unmaps `range`, a part of this region in whole pages. Touching it afterwards is a fault. What was unmapped before is passed over: it may be
+    /// somebody else's.
     ///
     /// # Errors
     /// [`Error::Range`] if an end falls inside a page.
     pub fn unmap(&self, range: VirtRange) -> Result<(), Error> {
         self.check(range)?;
-        Ok(self.space.inner.runtime.call(|core| core.unmap(self.space.inner.id, range))?)
+        if !range.is_aligned(self.attrs.page_size) {
+            return Err(RangeError::Misaligned(self.attrs.page_size).into());
+        }
+        let mut parts = self.parts();
+        let mut rest = Vec::with_capacity(parts.len() + 1);
+        for part in parts.iter() {
+            match part.intersection(range) {
+                None => rest.push(*part),
+                Some(gone) => {
+                    rest.extend(VirtRange::new(part.start(), gone.start()));
+                    rest.extend(VirtRange::new(gone.end(), part.end()));
+                    self.space.inner.runtime.call(|core| core.unmap(self.space.inner.id, gone))?;
+                }
+            }
+        }
+        *parts = rest;
+        Ok(())
+    }
+
+    fn parts(&self) -> MutexGuard<'_, Vec<VirtRange>> {
+        // The list is replaced as a whole, so a panic leaves it as it was.
+        self.parts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn check(&self, range: VirtRange) -> Result<(), Error> {
-        if self.range.contains_range(range) { Ok(()) } else { Err(gmem_core::RangeError::NotMapped(range.start()).into()) }
+        if self.range.contains_range(range) { Ok(()) } else { Err(RangeError::NotMapped(range.start()).into()) }
     }
+}
+
+/// The first address of `range` that is in none of `parts`, which are sorted and do not touch.
+fn first_hole(parts: &[VirtRange], range: VirtRange) -> gmem_hal::VirtAddr {
+    parts.iter().find(|part| part.contains(range.start())).map_or(range.start(), |part| part.end())
 }
 
 impl Drop for Region {
     fn drop(&mut self) {
-        // The ends are page boundaries, and the address space lives as long as this.
-        let _ = self.space.inner.runtime.call(|core| core.unmap(self.space.inner.id, self.range));
+        for part in std::mem::take(&mut *self.parts()) {
+            // The ends are page boundaries, and the address space lives as long as this.
+            let _ = self.space.inner.runtime.call(|core| core.unmap(self.space.inner.id, part));
+        }
     }
 }

@@ -100,6 +100,8 @@ impl Mmu for SimDevice {
         let mut contexts = lock(&self.contexts);
         if called == Err(DeviceError::Dead) {
             contexts.gone.remove(&pmap);
+            drop(contexts);
+            self.peer_forget(pmap);
             return called;
         }
         let context = contexts.context(pmap);

@@ -1,0 +1,300 @@
+//! Launches: with faults that are replayed, and with ranges that are named, brought in and held.
+
+mod common;
+
+use common::*;
+use gmem::hal::{FaultError, LaunchError};
+use gmem::{Access, Args, Context, Error, Kernel, Mode, Prot, RangeError, Region, Residence, State, accel};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
+
+fn no_replay() -> World {
+    World::new(accel::Discrete::builder().memory(4 * PAGE).cores(1).replay(false), Mode::CoherentExclusive)
+}
+
+/// The words of a part of a region, as launches name memory.
+///
+/// # Safety
+/// The region outlives the answer, and nobody else has a reference to these words.
+unsafe fn words(region: &Region, offset: u64, len: u64) -> &'static mut [u64] {
+    // SAFETY: the caller's promise; regions are mapped readable and writable here.
+    unsafe { std::slice::from_raw_parts_mut(at(region, offset) as *mut u64, len as usize / 8) }
+}
+
+fn held(world: &World, region: &Region) -> Vec<Residence> {
+    world.space.residency(region.range()).unwrap().into_iter().filter(|r| r.pinned).collect()
+}
+
+/// Runs a kernel that touches what `named` says, by plain numbers.
+fn run_naming(context: &Context, kernel: &Kernel, args: &[u64], named: Args<'_>) -> Result<(), Error> {
+    let args = args.iter().fold(named, |args, n| args.number(*n));
+    // SAFETY: the kernels take numbers; the addresses among them are of regions that live.
+    unsafe { context.run(kernel, args) }
+}
+
+// Takes an address first that it does not touch, as `Args::writes` and `Args::touches` need none, then as STORE.
+gmem::kernel!(STORE_AT = "store-at", |grid, args| {
+    if grid.worker == 0 {
+        (args[args.len() - 2] as *mut u64).write_volatile(args[args.len() - 1]);
+    }
+});
+
+#[test]
+fn exactly_the_named_pages_are_brought_in_and_held() {
+    watched(|| {
+        let world = no_replay();
+        let region = world.pages(6);
+        (0..6).for_each(|page| set(at(&region, page * PAGE), 100 + page));
+        let gate = KernelGate::new();
+        // Page 1 is written, pages 3 and 4 are named by a slice that begins and ends inside them.
+        // SAFETY: the region lives, and each slice is the only one to its words.
+        let (first, second) = unsafe { (words(&region, PAGE, 8), words(&region, 4 * PAGE - 64, 128)) };
+        world.context.scope(|scope| {
+            let args = Args::new().write(first).number(gate.number()).touches(second);
+            // SAFETY: `GATED` takes an address and a number.
+            let launch = unsafe { scope.launch(&GATED, args) }.unwrap();
+            let places = held(&world, &region);
+            let ranges: Vec<_> = places.iter().map(|p| (p.range, p.state, p.device)).collect();
+            let device = Some(world.device.id());
+            let expected =
+                [(part(&region, PAGE, PAGE), State::Device, device), (part(&region, 3 * PAGE, 2 * PAGE), State::Duplicated, device)];
+            assert_eq!(ranges, expected, "held: what was named, and nothing else");
+            assert_eq!(used(&world.device), 3 * PAGE);
+            gate.open();
+            launch.wait().unwrap();
+        });
+        assert_eq!(held(&world, &region), []);
+        assert_eq!(world.gmem.stats().device_faults, 0, "nothing faulted: it was all there");
+        assert_eq!((0..6).map(|page| get(at(&region, page * PAGE))).collect::<Vec<_>>(), [100, 2, 102, 103, 104, 105]);
+    });
+}
+
+#[test]
+fn the_cpu_waits_for_the_launch_that_holds_a_page() {
+    watched(|| {
+        for delivery in [gmem::Delivery::Service, gmem::Delivery::InThread] {
+            let world = no_replay();
+            let region = world.space.region().delivery(delivery).map(2 * PAGE).unwrap();
+            let gate = KernelGate::new();
+            let opened = AtomicBool::new(false);
+            // SAFETY: the region lives; the reader below uses no reference.
+            let named = unsafe { words(&region, 0, 8) };
+            let (value, after) = world.context.scope(|scope| {
+                // SAFETY: `GATED` takes an address and a number.
+                let _launch = unsafe { scope.launch(&GATED, Args::new().write(named).number(gate.number())) }.unwrap();
+                std::thread::scope(|threads| {
+                    let reader = threads.spawn(|| (get(at(&region, 0)), opened.load(Ordering::SeqCst)));
+                    // Other pages are nobody's.
+                    assert_eq!(get(at(&region, PAGE)), 0);
+                    std::thread::sleep(Duration::from_millis(30));
+                    assert!(!reader.is_finished(), "a held page came home");
+                    opened.store(true, Ordering::SeqCst);
+                    gate.open();
+                    // The launch is waited for by nobody else yet: the hold ends with the scope, and so does the reader's wait.
+                    let wait = threads.spawn(move || _launch.wait());
+                    wait.join().unwrap().unwrap();
+                    reader.join().unwrap()
+                })
+            });
+            assert_eq!((value, after), (2, true), "the CPU saw the middle of a launch, {delivery:?}");
+        }
+    });
+}
+
+#[test]
+fn an_access_outside_what_was_named_ends_the_launch_and_names_the_address() {
+    watched(|| {
+        let world = no_replay();
+        let region = world.pages(3);
+        set(at(&region, 2 * PAGE), 5);
+        for outside in [at(&region, 2 * PAGE + 48), at(&region, PAGE)] {
+            // SAFETY: the region lives.
+            let named = unsafe { words(&region, 0, 8) };
+            let result = run_naming(&world.context, &STORE_AT, &[outside, 1], Args::new().writes(named));
+            assert_eq!(fault(result), (outside, FaultError::NotMapped));
+            assert_eq!(held(&world, &region), [], "a failed launch holds nothing");
+        }
+        assert!(!world.context.is_fenced());
+        assert_eq!((get(at(&region, 2 * PAGE)), get(at(&region, 2 * PAGE + 48))), (5, 0), "nothing was written");
+        // The context is as good as before.
+        // SAFETY: the region lives.
+        let named = unsafe { words(&region, 2 * PAGE, 8) };
+        run_naming(&world.context, &STORE_AT, &[at(&region, 2 * PAGE), 6], Args::new().writes(named)).unwrap();
+        assert_eq!(get(at(&region, 2 * PAGE)), 6);
+        // A launch that names nothing can do what needs no memory, and nothing else. (What earlier launches left on the device stays mapped there until
+        // it goes: the CPU takes it.)
+        world.run(&NOTHING, &[]).unwrap();
+        assert_eq!(get(at(&region, 0)), 0);
+        assert_eq!(fault(world.run(&STORE, &[at(&region, 0), 1])), (at(&region, 0), FaultError::NotMapped));
+    });
+}
+
+#[test]
+fn what_was_named_for_reading_cannot_be_written() {
+    watched(|| {
+        let world = no_replay();
+        let region = world.pages(1);
+        set(at(&region, 0), 5);
+        // SAFETY: the region lives.
+        let named = unsafe { words(&region, 0, 8) };
+        let (va, _) = fault(run_naming(&world.context, &STORE_AT, &[at(&region, 0), 1], Args::new().touches(named)));
+        assert_eq!((va, get(at(&region, 0))), (at(&region, 0), 5));
+    });
+}
+
+#[test]
+fn ranges_that_do_not_fit_are_refused_and_nothing_stays_held() {
+    watched(|| {
+        let world = no_replay();
+        let region = world.pages(6);
+        (0..6).for_each(|page| set(at(&region, page * PAGE), page));
+        // SAFETY: the region lives.
+        let all = unsafe { words(&region, 0, 5 * PAGE) };
+        let result = run_naming(&world.context, &NOTHING, &[], Args::new().writes(all));
+        let fifth = gmem::VirtAddr::new(at(&region, 4 * PAGE));
+        assert!(matches!(result, Err(Error::Range(RangeError::Fault(va, FaultError::NoDeviceMemory))) if va == fifth), "{result:?}");
+        assert_eq!(held(&world, &region), []);
+        (0..6).for_each(|page| assert_eq!(get(at(&region, page * PAGE)), page, "the CPU does not wait"));
+        // SAFETY: the region lives.
+        let four = unsafe { words(&region, 0, 4 * PAGE) };
+        run_naming(&world.context, &NOTHING, &[], Args::new().writes(four)).unwrap();
+        // A range with a hole is refused too, before the kernel runs.
+        region.unmap(part(&region, PAGE, PAGE)).unwrap();
+        // SAFETY: never read.
+        let hole = unsafe { words(&region, 0, 2 * PAGE) };
+        let result = run_naming(&world.context, &NOTHING, &[], Args::new().writes(hole));
+        assert!(matches!(result, Err(Error::Range(RangeError::NotMapped(va))) if va.get() == at(&region, PAGE)), "{result:?}");
+        assert_eq!(held(&world, &region), []);
+        world.gmem.verify().unwrap();
+    });
+}
+
+#[test]
+fn held_pages_are_not_evicted_while_others_are() {
+    watched(|| {
+        let world = no_replay();
+        let region = world.pages(6);
+        let gate = KernelGate::new();
+        // SAFETY: the region lives; each slice is the only one to its words.
+        let (word, rest) = unsafe { (words(&region, 0, 8), words(&region, PAGE, 2 * PAGE)) };
+        world.context.scope(|scope| {
+            // SAFETY: `GATED` takes an address and a number.
+            let launch = unsafe { scope.launch(&GATED, Args::new().write(word).number(gate.number()).writes(rest)) }.unwrap();
+            // One frame is left, and everybody else goes through it.
+            for page in 3..6 {
+                let moved = world.space.prefetch(part(&region, page * PAGE, PAGE), Some(&world.device), Access::Write).unwrap();
+                assert_eq!(moved, 1);
+            }
+            assert_eq!(world.device.evict(10), 1, "the one page that is not held");
+            assert_eq!(held(&world, &region).iter().map(|r| r.range.len().get()).sum::<u64>(), 3 * PAGE);
+            gate.open();
+            launch.wait().unwrap();
+        });
+        assert_eq!(get(at(&region, 0)), 2);
+    });
+}
+
+#[test]
+fn unknown_kernels_and_too_many_arguments_are_refused() {
+    watched(|| {
+        for world in [World::small(), no_replay()] {
+            let region = world.pages(1);
+            let unknown = Kernel { name: "nobody registered this", run: |_, _| {} };
+            // SAFETY: the region lives.
+            let named = unsafe { words(&region, 0, 8) };
+            let result = run_naming(&world.context, &unknown, &[], Args::new().write(named));
+            assert!(matches!(result, Err(Error::Launch(LaunchError::UnknownKernel))), "{result:?}");
+            assert_eq!(held(&world, &region), []);
+            let result = world.run(&NOTHING, &[0; accel::MAX_ARGS + 1]);
+            assert!(matches!(result, Err(Error::Launch(LaunchError::BadRequest))), "{result:?}");
+            world.run(&NOTHING, &[0; accel::MAX_ARGS]).unwrap();
+        }
+    });
+}
+
+#[test]
+fn a_replayable_launch_ends_with_the_address_it_may_not_touch() {
+    watched(|| {
+        let world = World::small();
+        let region = world.pages(2);
+        let beyond = region.range().end().get() + 64;
+        assert_eq!(fault(world.run(&STORE, &[beyond, 1])), (beyond, FaultError::NotMapped));
+        region.protect(part(&region, PAGE, PAGE), Prot::READ).unwrap();
+        let readable = at(&region, PAGE + 8);
+        assert_eq!(fault(world.run(&STORE, &[readable, 1])), (readable, FaultError::Protection));
+        world.run(&LOAD, &[readable]).unwrap();
+        assert!(matches!(world.run(&STORE, &[16, 1]), Err(Error::Launch(LaunchError::Crashed(_)))), "outside the address space");
+        assert!(matches!(world.run(&PANIC, &[]), Err(Error::Launch(LaunchError::Crashed(_)))));
+        assert!(!world.context.is_fenced());
+        world.run(&STORE, &[at(&region, 0), 3]).unwrap();
+        assert_eq!((get(at(&region, 0)), get(readable)), (3, 0));
+    });
+}
+
+#[test]
+fn the_launches_of_a_scope_run_in_order_beside_the_cpu() {
+    watched(|| {
+        for cores in [1, 2] {
+            let world = World::new(accel::Discrete::builder().memory(4 * PAGE).cores(cores), Mode::CoherentExclusive);
+            let region = world.pages(2);
+            let word = at(&region, 0);
+            let gate = KernelGate::new();
+            world.context.scope(|scope| {
+                let launch = |kernel, args: &[u64]| {
+                    let args = args.iter().fold(Args::new(), |args, n| args.number(*n));
+                    // SAFETY: the kernels take numbers and an address of a region that lives.
+                    unsafe { scope.launch(kernel, args) }.unwrap()
+                };
+                let first = launch(&GATED, &[word, gate.number()]);
+                let all: Vec<_> = (0..5).map(|n| launch(&STRIDE, &[word + 8 + 8 * n, n, 8, 1])).collect();
+                // They wait behind the first; the CPU does not.
+                set(at(&region, PAGE), 77);
+                assert_eq!(get(word + 8), 0);
+                gate.open();
+                // In any order.
+                all.into_iter().rev().for_each(|launch| launch.wait().unwrap());
+                first.wait().unwrap();
+                // Not waited for: the scope does.
+                launch(&ADD, &[word, 40]);
+            });
+            let words: Vec<_> = (0..6).map(|n| get(word + 8 * n)).collect();
+            assert_eq!(words, [42, 0, 1, 2, 3, 4]);
+        }
+    });
+}
+
+#[test]
+fn a_panic_in_a_scope_still_waits_for_the_launches() {
+    watched(|| {
+        for world in [World::small(), no_replay()] {
+            let region = world.pages(2);
+            let gate = KernelGate::new();
+            let step = AtomicUsize::new(0);
+            // SAFETY: the region lives.
+            let named = unsafe { words(&region, 0, 8) };
+            std::thread::scope(|threads| {
+                threads.spawn(|| {
+                    while step.load(Ordering::SeqCst) == 0 {
+                        std::thread::sleep(Duration::from_millis(1));
+                    }
+                    // The panic is on its way out of the scope.
+                    std::thread::sleep(Duration::from_millis(30));
+                    step.store(2, Ordering::SeqCst);
+                    gate.open();
+                });
+                let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+                    world.context.scope(|scope| {
+                        // SAFETY: `GATED` takes an address and a number.
+                        unsafe { scope.launch(&GATED, Args::new().write(named).number(gate.number())) }.unwrap();
+                        step.store(1, Ordering::SeqCst);
+                        std::panic::resume_unwind(Box::new("as the test wants"));
+                    })
+                }));
+                assert!(panicked.is_err());
+                assert_eq!(step.load(Ordering::SeqCst), 2, "the scope ended before its launch could");
+            });
+            assert_eq!(held(&world, &region), []);
+            assert_eq!(get(at(&region, 0)), 2, "the launch had not ended");
+        }
+    });
+}
