@@ -301,11 +301,12 @@ impl<P: Platform> Hnode<P> {
         Ok(())
     }
 
-    /// Pages of a peer are counted, though their frames are its own.
+    /// Pages of a peer are counted, though their frames are its own. The count lags behind the peer: a page it gave up counts until its operation ends, while
+    /// another may already be in its frame. The peak is of memory, of which there is never more in use than there is.
     pub(crate) fn count_peer_page(&self, size: PageSize, mapped: bool) {
         let mut pool = self.pool.lock();
         pool.used = if mapped { pool.used + size.bytes() } else { pool.used - size.bytes() };
-        pool.peak = pool.peak.max(pool.used);
+        pool.peak = pool.peak.max(pool.used.min(self.range.len().get()));
     }
 
     pub(crate) fn stats(&self) -> HnodeStats {
