@@ -160,6 +160,15 @@ impl FrameTable {
         self.write(id, &frame);
     }
 
+    pub(crate) fn set_space(&mut self, id: FrameId, space: SpaceId) {
+        self.words[id.index()][SPACE] = space.0;
+    }
+
+    /// Whether every descriptor is in use.
+    pub(crate) fn is_full(&self) -> bool {
+        self.used == self.words.len()
+    }
+
     /// Takes the frame off its list, if it is on one, and puts it at the young end of `list`.
     pub(crate) fn move_to(&mut self, id: FrameId, list: List) {
         self.isolate(id);

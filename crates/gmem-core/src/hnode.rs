@@ -141,8 +141,10 @@ impl<P: Platform> Hnode<P> {
     /// Adopts a frame that the driver's own allocator handed out.
     pub(crate) fn adopt(&self, frame: PhysAddr, size: PageSize, space: SpaceId, va: VirtAddr) -> Option<(FrameId, PhysAddr)> {
         let mut pool = self.pool.lock();
-        let inside = frame.hnode == self.id && frame.addr >= self.range.begin && frame.addr + size.bytes() <= self.range.end;
-        if pool.retiring || !inside || !frame.addr.is_multiple_of(size.bytes()) {
+        let end = frame.addr.checked_add(size.bytes());
+        let inside = frame.hnode == self.id && frame.addr >= self.range.begin && end.is_some_and(|end| end <= self.range.end);
+        let full = pool.used + pool.quarantined + size.bytes() > pool.limit || pool.frames.is_full();
+        if pool.retiring || full || !inside || !frame.addr.is_multiple_of(size.bytes()) {
             return None;
         }
         let number = ((frame.addr - self.base()) >> 12) as u32;
@@ -198,6 +200,20 @@ impl<P: Platform> Hnode<P> {
             at = pool.frames.younger(id);
         }
         None
+    }
+
+    /// The death of the context of `space` will never be confirmed: its frames stay quarantined for as long as the device exists, in the name of an address space
+    /// that does not.
+    pub(crate) fn orphan_quarantine(&self, space: SpaceId) {
+        const NOBODY: SpaceId = SpaceId(0);
+        let mut pool = self.pool.lock();
+        let mut at = pool.frames.oldest(List::Quarantined);
+        while let Some(id) = at {
+            if pool.frames.get(id).space == space {
+                pool.frames.set_space(id, NOBODY);
+            }
+            at = pool.frames.younger(id);
+        }
     }
 
     /// An operation is done with a frame: it becomes the youngest of `list`, and a candidate for eviction unless that is the pinned list.
@@ -264,6 +280,50 @@ impl<P: Platform> Hnode<P> {
         chosen
     }
 
+    /// Whether enough is free for a frame of `len`, only not in one piece.
+    pub(crate) fn is_fragmented(&self, len: ByteLen) -> bool {
+        let pool = self.pool.lock();
+        !pool.retiring && pool.used + pool.quarantined + len.get() <= pool.limit
+    }
+
+    /// Victims that stand in the way of one frame of `size`, isolated: up to a batch of the frames in `block`, a range of that size, or in the block of the
+    /// oldest frame that has only movable neighbours. Returns the block too. Looks at every frame, which is rare enough.
+    pub(crate) fn pick_block(&self, size: PageSize, block: Option<u32>) -> Option<(u32, ArrayVec<Victim, EVICT_BATCH>)> {
+        const CANDIDATES: usize = 8;
+        let mut pool = self.pool.lock();
+        let shift = order_of(size);
+        let movable = |pool: &Pool, block: u32| {
+            pool.frames.iter().all(|(_, f)| f.number >> shift != block || matches!(f.list, List::Clean | List::Dirty | List::Isolated))
+        };
+        let block = match block {
+            Some(block) => block,
+            None => {
+                let mut at = pool.frames.oldest(List::Clean).or_else(|| pool.frames.oldest(List::Dirty));
+                let mut found = None;
+                for _ in 0..CANDIDATES {
+                    let Some(id) = at else { break };
+                    let candidate = pool.frames.get(id).number >> shift;
+                    if movable(&pool, candidate) {
+                        found = Some(candidate);
+                        break;
+                    }
+                    at = pool.frames.younger(id);
+                }
+                found?
+            }
+        };
+        let inside = |f: &Frame| f.number >> shift == block && matches!(f.list, List::Clean | List::Dirty);
+        let chosen: ArrayVec<FrameId, EVICT_BATCH> =
+            pool.frames.iter().filter(|(_, f)| inside(f)).map(|(id, _)| id).take(EVICT_BATCH).collect();
+        let mut victims = ArrayVec::new();
+        for id in chosen {
+            pool.frames.move_to(id, List::Isolated);
+            let frame = pool.frames.get(id);
+            victims.push(Victim { frame: id, space: frame.space, va: frame.va });
+        }
+        Some((block, victims))
+    }
+
     /// Bytes to evict so that the background eviction can stop: nothing while more than the low watermark is free.
     pub(crate) fn shortage(&self, started: bool) -> u64 {
         let pool = self.pool.lock();
@@ -292,9 +352,9 @@ impl<P: Platform> Hnode<P> {
     }
 
     /// Stops handing frames out, unless some are in use.
-    pub(crate) fn retire(&self, force: bool) -> Result<(), ByteLen> {
+    pub(crate) fn retire(&self) -> Result<(), ByteLen> {
         let mut pool = self.pool.lock();
-        if pool.used != 0 || (pool.quarantined != 0 && !force) {
+        if pool.used != 0 || pool.quarantined != 0 {
             return Err(ByteLen(pool.used + pool.quarantined));
         }
         pool.retiring = true;

@@ -60,6 +60,9 @@ impl<P: Platform> Core<P> {
         let attrs = gmem_hal::RegionAttrs { prot, ..region.attrs };
         if let Err(e) = self.platform.host().region_protect(&space.host, &gmem_hal::Pages { range: region.range, attrs }) {
             space.lock().update(region.range, |r| r.attrs.prot = old);
+            // A device may have been granted what is now refused after all.
+            self.wait_idle(space, region.range);
+            self.lower(space, region.range, old);
             return Err(e.into());
         }
         if !prot.contains(old) {

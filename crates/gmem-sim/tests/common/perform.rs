@@ -129,7 +129,7 @@ impl CoreWorld {
         let owned = self.core.hnodes_of(id).iter().filter_map(|hnode| self.core.hnode_stats(*hnode)).find(|stats| stats.used.get() > 0);
         if let Some(stats) = owned {
             let taken = self.core.device_unregister_memory(id, stats.hnode);
-            assert!(matches!(taken, Err(DeviceCallError::MemoryInUse(_))), "{} with {} in use was taken back", stats.hnode, stats.used);
+            assert!(matches!(taken, Err(DeviceCallError::MemoryInUse(_) | DeviceCallError::InUse { .. })), "{} with {} in use was taken back", stats.hnode, stats.used);
         }
         let outcome = self.store(Some(device), spot, fill);
         let after = self.core.residency(space, range);
