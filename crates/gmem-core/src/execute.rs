@@ -203,6 +203,10 @@ impl<P: Platform> Op<'_, P> {
             // Nobody may touch the region now; the mapping is entered by a fault after it was unprotected.
             return Ok(());
         }
+        if self.region.lowering {
+            // The protect under way may not have come to this page, which then is there with more access; and entering only ever gives access.
+            self.core.revoke(context, self.page);
+        }
         if context.is_fenced() {
             // Making room for this very page may have been the revoke that failed.
             return Err(FaultError::Fenced);
