@@ -78,7 +78,7 @@ impl<P: Platform> Core<P> {
         self.check_mapped(&found, range)?;
         let mut pinned = None;
         let result = self.each_page(&found, range, |region, page| {
-            self.change_pins(&found, region, page, true)?;
+            self.change_pins(&found, page, true)?;
             pinned = Some(region.page(page).end());
             Ok(())
         });
@@ -96,17 +96,18 @@ impl<P: Platform> Core<P> {
     /// [`RangeError::NotPinned`] with the first page that has no pin; those before it lost one.
     pub fn unpin(&self, space: SpaceId, range: VirtRange) -> Result<(), RangeError> {
         let space = self.space(space).ok_or(RangeError::NoSuchSpace(space))?;
-        self.each_page(&space, range, |region, page| self.change_pins(&space, region, page, false))
+        self.each_page(&space, range, |_, page| self.change_pins(&space, page, false))
     }
 
-    fn change_pins(&self, space: &Space<P>, region: &Region, page: VirtAddr, add: bool) -> Result<(), RangeError> {
+    fn change_pins(&self, space: &Space<P>, page: VirtAddr, add: bool) -> Result<(), RangeError> {
         let mut guard = space.lock();
-        let mut entry = guard.entry(region, page);
+        let region = guard.region_at(page).filter(|r| !r.closing).ok_or(RangeError::NotMapped(page))?;
+        let mut entry = guard.entry(&region, page);
         entry.pins = match add {
             true => entry.pins.checked_add(1).ok_or(RangeError::TooManyPins(page))?,
             false => entry.pins.checked_sub(1).ok_or(RangeError::NotPinned(page))?,
         };
-        guard.set_entry(region, page, entry);
+        guard.set_entry(&region, page, entry);
         self.relist(&entry);
         Ok(())
     }
@@ -164,16 +165,18 @@ impl<P: Platform> Core<P> {
 
     fn unhold_range(&self, space: &Arc<Space<P>>, range: Option<VirtRange>) {
         let Some(range) = range else { return };
-        let _ = self.each_page(space, range, |region, page| {
+        let _ = self.each_page(space, range, |_, page| {
             let mut guard = space.lock();
-            let mut entry = guard.entry(region, page);
+            // A hold keeps its pages mapped; a range that holds nothing may go at any time.
+            let Some(region) = guard.region_at(page) else { return Ok(()) };
+            let mut entry = guard.entry(&region, page);
             entry.holds = entry.holds.saturating_sub(1);
             let wake = entry.holds == 0 && entry.waiters;
             entry.waiters &= !wake;
-            guard.set_entry(region, page, entry);
+            guard.set_entry(&region, page, entry);
             self.relist(&entry);
             drop(guard);
-            self.wake(space, region, region.page(page), wake);
+            self.wake(space, &region, region.page(page), wake);
             Ok(())
         });
     }
@@ -207,7 +210,7 @@ impl<P: Platform> Core<P> {
         Ok((found, owner))
     }
 
-    /// Calls `each` for every page of every region in `range`, rounded outward, with no lock held.
+    /// Calls `each` for every page of every region in `range`, rounded outward, with no lock held: the region may be gone by then.
     fn each_page(
         &self,
         space: &Space<P>,
@@ -232,8 +235,11 @@ impl<P: Platform> Core<P> {
     pub fn residency(&self, space: SpaceId, range: VirtRange) -> Result<Vec<Residence>, RangeError> {
         let space = self.space(space).ok_or(RangeError::NoSuchSpace(space))?;
         let mut runs: Vec<Residence> = Vec::new();
-        self.each_page(&space, range, |region, page| {
-            let entry = space.lock().entry(region, page);
+        self.each_page(&space, range, |_, page| {
+            let guard = space.lock();
+            let Some(region) = guard.region_at(page) else { return Ok(()) };
+            let entry = guard.entry(&region, page);
+            drop(guard);
             let device = if entry.state.on_device() { self.hnode(entry.hnode).map(|h| h.device) } else { None };
             let one = Residence { range: region.page(page), state: entry.state, device, pinned: entry.pins > 0 || entry.holds > 0 };
             match runs.last_mut() {

@@ -4,11 +4,13 @@ use crate::context::{Context, Table};
 use crate::core::Core;
 use crate::device::{Attachment, DeviceSlot};
 use crate::error::{AttachError, DetachError};
-use crate::execute::Cause;
+use crate::execute::{Cause, Op};
 use crate::fault::{Touch, Who};
+use crate::hnode::EVICT_BATCH;
 use crate::space::Space;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
+use arrayvec::ArrayVec;
 use gmem_hal::{
     Backing, DeviceError, DeviceId, DeviceInfo, FaultError, Host, Mode, PeerError, Platform, PmapId, PmapRequest, SpaceId, VirtAddr,
     VirtRange, WaitKind,
@@ -175,6 +177,10 @@ impl<P: Platform> Core<P> {
             context.set_leaving(false);
             return Err(DetachError::DataStranded(va, error));
         }
+        if context.mode == Mode::Replicate {
+            // While it is still among the contexts: whoever moves a page meanwhile takes it from this one too.
+            self.empty_replica(space, &context);
+        }
         self.forget_current(&context.device, space.id);
         context.device.state.lock().contexts.retain(|a| a.space.id != space.id);
         {
@@ -184,15 +190,9 @@ impl<P: Platform> Core<P> {
             inner.allowed.retain(|h| !hnodes.contains(h));
         }
         if let Table::Own(pmap) = context.table {
-            if context.mode == Mode::Replicate && !context.is_fenced() {
-                // A fault that chose its replicas before this one left may have entered it since: those pages are not busy with it any more once
-                // each of them was seen idle.
+            if context.mode == Mode::Replicate {
+                // An operation that chose its replicas while this was one may still be about to take its page from it.
                 self.settle_all(space);
-                // Homes outlive the context, so nothing of it may reach them from here on.
-                let regions: Vec<_> = space.lock().regions().collect();
-                for region in regions {
-                    self.revoke(&context, region.range);
-                }
             }
             if context.is_peer() && !context.is_fenced() {
                 free_all(space, &context, pmap);
@@ -200,6 +200,27 @@ impl<P: Platform> Core<P> {
             self.drop_pmap(&context, space.id);
         }
         Ok(())
+    }
+
+    /// Takes every page from a replica that is leaving: homes outlive the context. Nothing is entered into it any more, except by operations that began
+    /// before; those have their page busy and are waited for.
+    fn empty_replica(&self, space: &Arc<Space<P>>, context: &Context<P>) {
+        let mut batch = ArrayVec::<Op<'_, P>, EVICT_BATCH>::new();
+        let take = |batch: &mut ArrayVec<Op<'_, P>, EVICT_BATCH>| {
+            let ranges: ArrayVec<VirtRange, EVICT_BATCH> = batch.iter().map(|op| op.page).collect();
+            if !ranges.is_empty() {
+                self.revoke_many(context, &ranges);
+            }
+            batch.drain(..).for_each(|op| self.keep(op, false));
+        };
+        let _ = self.for_each_touched(space, space.range, |_, va| {
+            batch.extend(self.seize(space, va).map(|(op, _)| op));
+            if batch.is_full() {
+                take(&mut batch);
+            }
+            Ok::<(), FaultError>(())
+        });
+        take(&mut batch);
     }
 
     fn drop_pmap(&self, context: &Context<P>, space: SpaceId) {

@@ -70,6 +70,10 @@ impl<P: Platform> Core<P> {
     pub(crate) fn discard_page(&self, space: &Arc<Space<P>>, region: &Region, page: VirtAddr, host: bool) -> bool {
         loop {
             let guard = space.lock();
+            // A discard holds no gate: while it waited, the region may have gone, or another come.
+            let same = |r: &Region| r.attrs.page_size == region.attrs.page_size && !(host && r.closing);
+            let Some(region) = guard.region_at(page).filter(same) else { return true };
+            let region = &region;
             let entry = guard.entry(region, page);
             if entry.busy || entry.holds > 0 {
                 let kind = if entry.busy { WaitKind::BusyPage } else { WaitKind::HeldPage };
@@ -102,27 +106,18 @@ impl<P: Platform> Core<P> {
         }
     }
 
-    /// Calls `each` with the state and address of every page in `range` that somebody has touched. No lock is held, so the state is a hint.
+    /// Calls `each` with the state and address of every page in `range` that somebody has touched. No lock is held, so the state is a hint, and regions
+    /// may come and go meanwhile.
     pub(crate) fn for_each_touched<E>(
         &self,
         space: &Space<P>,
         range: VirtRange,
         mut each: impl FnMut(State, VirtAddr) -> Result<(), E>,
     ) -> Result<(), E> {
-        let regions: Vec<_> = space.lock().regions_in(range).collect();
-        for region in regions {
-            let Some(part) = region.range.intersection(range) else { continue };
-            let mut at = region.page(part.start()).start();
-            while let Some(page) = next_touched(space, &region, at).filter(|page| *page < part.end()) {
-                let state = {
-                    let inner = space.lock();
-                    inner.region_at(page).map(|r| inner.entry(&r, page).state)
-                };
-                if let Some(state) = state {
-                    each(state, page)?;
-                }
-                at = region.page(page).end();
-            }
+        let mut rest = Some(range);
+        while let Some((state, page)) = rest.and_then(|rest| touched_in(space, rest)) {
+            each(state, page.start())?;
+            rest = VirtRange::new(page.end(), range.end());
         }
         Ok(())
     }
@@ -159,7 +154,21 @@ impl<P: Platform> Core<P> {
     }
 }
 
-/// The first touched page of `region` at or after `from`.
+/// The first touched page in `range`, and its state.
+fn touched_in<P: Platform>(space: &Space<P>, mut range: VirtRange) -> Option<(State, VirtRange)> {
+    loop {
+        let inner = space.lock();
+        let region = inner.regions_in(range).next()?;
+        let from = region.page(range.start().max(region.range.start())).start();
+        let next = match inner.next_touched(&region, from, region.range.end(), SCAN) {
+            Ok(page) => return (page < range.end()).then(|| (inner.entry(&region, page).state, region.page(page))),
+            Err(next) => next.unwrap_or(region.range.end()),
+        };
+        range = VirtRange::new(next, range.end())?;
+    }
+}
+
+/// The first touched page of `region`, which the caller keeps from going, at or after `from`.
 fn next_touched<P: Platform>(space: &Space<P>, region: &Region, mut from: VirtAddr) -> Option<VirtAddr> {
     while from < region.range.end() {
         match space.lock().next_touched(region, from, region.range.end(), SCAN) {
