@@ -1,4 +1,5 @@
 //! What the tests of the facade share: a watchdog, and kernels that hammer memory.
+#![allow(dead_code, reason = "each test uses a part of it")]
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{RecvTimeoutError, channel};
