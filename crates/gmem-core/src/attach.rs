@@ -190,6 +190,8 @@ impl<P: Platform> Core<P> {
             inner.contexts.retain(|c| c.device.id != device);
             inner.allowed.retain(|h| !hnodes.contains(h));
         }
+        // What chose its replicas while this was one may still be about to take its page from it.
+        self.wait_idle(space, space.range);
         self.drop_pmap(&context, space.id);
         // Last: while the device has an attachment it cannot be destroyed.
         context.device.state.lock().contexts.retain(|a| a.space.id != space.id);

@@ -62,7 +62,7 @@ type Batch<'a, P> = ArrayVec<(Op<'a, P>, Facts), EVICT_BATCH>;
 impl<P: Platform> Core<P> {
     /// Evicts for an allocation of a frame of `size` that failed. If enough is free, only in pieces, a whole `block` is emptied, over several calls.
     pub(crate) fn make_room(&self, hnode: &Arc<Hnode<P>>, size: PageSize, block: &mut Option<(HnodeId, u32)>) -> Room {
-        let outcome = if hnode.allocator == Allocator::Core && hnode.is_fragmented(size.len()) {
+        let outcome = if hnode.allocator == Allocator::Core && hnode.has_room(size.len()) {
             let current = block.filter(|(id, _)| *id == hnode.id).map(|(_, block)| block);
             let picked = hnode.pick_block(size, current);
             *block = picked.as_ref().filter(|(_, victims)| !victims.is_empty()).map(|(block, _)| (hnode.id, *block));

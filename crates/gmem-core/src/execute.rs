@@ -221,6 +221,10 @@ impl<P: Platform> Op<'_, P> {
             // Nobody may touch the region now; the mapping is entered by a fault after it was unprotected.
             return Ok(());
         }
+        if self.region.lowering {
+            // The protect under way may not have come to this page, which then is there with more access; and entering only ever gives access.
+            self.core.revoke(context, self.page);
+        }
         if context.is_fenced() {
             // Making room for this very page may have been the revoke that failed.
             return Err(FaultError::Fenced);
@@ -466,6 +470,9 @@ impl<P: Platform> Core<P> {
         let (size, space, va) = (op.region.attrs.page_size, op.space.id, op.page.start());
         if hnode.allocator != Allocator::Driver {
             return Ok(hnode.take(size, space, va));
+        }
+        if !hnode.has_room(size.len()) {
+            return Ok(None);
         }
         let frames = context.driver().frames().expect("the hnode was made for a driver with its own allocator");
         match frames.alloc_frame(hnode.id, size) {

@@ -280,8 +280,8 @@ impl<P: Platform> Hnode<P> {
         chosen
     }
 
-    /// Whether enough is free for a frame of `len`, only not in one piece.
-    pub(crate) fn is_fragmented(&self, len: ByteLen) -> bool {
+    /// Whether enough is free for a frame of `len`, though perhaps not in one piece.
+    pub(crate) fn has_room(&self, len: ByteLen) -> bool {
         let pool = self.pool.lock();
         !pool.retiring && pool.used + pool.quarantined + len.get() <= pool.limit
     }

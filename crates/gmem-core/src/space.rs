@@ -53,6 +53,8 @@ pub(crate) struct Region {
     pub(crate) attrs: RegionAttrs,
     /// Being unmapped: faults find nothing here any more.
     pub(crate) closing: bool,
+    /// A protect takes access away: `attrs` says what is allowed from now on, and some page tables still allow more.
+    pub(crate) lowering: bool,
     table: usize,
     table_base: VirtAddr,
 }
@@ -166,7 +168,7 @@ impl<P: Platform> Inner<P> {
                 self.tables.len() - 1
             }
         };
-        self.regions.insert(range.start(), Region { range, attrs, closing: false, table: at, table_base: range.start() });
+        self.regions.insert(range.start(), Region { range, attrs, closing: false, lowering: false, table: at, table_base: range.start() });
     }
 
     /// Entries for `range`, as [`Inner::insert`] wants them.

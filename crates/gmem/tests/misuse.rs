@@ -60,8 +60,14 @@ fn residency_while_a_vec_is_dropped() {
         let stop = std::sync::atomic::AtomicBool::new(false);
         std::thread::scope(|s| {
             let (sp, st) = (&space, &stop);
-            s.spawn(move || while !st.load(std::sync::atomic::Ordering::Relaxed) { let _ = sp.residency(sp.range()); });
-            for _ in 0..3000 { drop(space.region().page_size(PageSize::Size4K).vec::<u64>(1 << 15).unwrap()); }
+            s.spawn(move || {
+                while !st.load(std::sync::atomic::Ordering::Relaxed) {
+                    let _ = sp.residency(sp.range());
+                }
+            });
+            for _ in 0..3000 {
+                drop(space.region().page_size(PageSize::Size4K).vec::<u64>(1 << 15).unwrap());
+            }
             stop.store(true, std::sync::atomic::Ordering::Relaxed);
         });
     });

@@ -139,7 +139,10 @@ impl SimDevice {
         let all: Vec<PmapId> = contexts.live.keys().copied().collect();
         for pmap in all {
             contexts.forget(&mut index, pmap);
-            contexts.live.remove(&pmap);
+            if contexts.live.remove(&pmap).is_some_and(|context| context.suspect) {
+                // The core gave it up before it died, and may not know what it holds.
+                self.is.sim.add_runaway(pmap);
+            }
             contexts.gone.insert(pmap);
         }
     }

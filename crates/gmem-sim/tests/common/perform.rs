@@ -2,8 +2,8 @@
 
 use super::CoreWorld;
 use super::refusal::{Refuse, outcome};
-use gmem_core::{DeviceCallError, HoldRange, MapRequest};
-use gmem_hal::{Access, ByteLen, FaultError, PageSize, PmapId, RegionAttrs};
+use gmem_core::{DeviceCallError, HoldRange, MapRequest, Residence};
+use gmem_hal::{Access, ByteLen, DeviceId, FaultError, PageSize, PmapId, RegionAttrs, SpaceId, VirtRange};
 use gmem_sim::random::{self, Op, Outcome, PageRun, Refusal, Spot};
 
 enum Table {
@@ -124,20 +124,33 @@ impl CoreWorld {
         if let Err(error) = self.core.hold(space, Some(id), &held) {
             return Outcome::Refused(error.refuse());
         }
-        let before = self.core.residency(space, range);
-        self.evict(device, usize::MAX);
+        let before = self.whereabouts(space, range);
+        self.evict(device, 64);
         let owned = self.core.hnodes_of(id).iter().filter_map(|hnode| self.core.hnode_stats(*hnode)).find(|stats| stats.used.get() > 0);
-        if let Some(stats) = owned {
+        // Others could give the last frame up meanwhile.
+        if let Some(stats) = owned.filter(|_| !self.interleaved) {
             let taken = self.core.device_unregister_memory(id, stats.hnode);
-            assert!(matches!(taken, Err(DeviceCallError::MemoryInUse(_) | DeviceCallError::InUse { .. })), "{} with {} in use was taken back", stats.hnode, stats.used);
+            assert!(
+                matches!(taken, Err(DeviceCallError::MemoryInUse(_) | DeviceCallError::InUse { .. })),
+                "{} with {} in use was taken back",
+                stats.hnode,
+                stats.used
+            );
         }
         let outcome = self.store(Some(device), spot, fill);
-        let after = self.core.residency(space, range);
         // Somebody else may hold a page of it too, or have pinned it; nobody may have moved one.
+        let after = self.whereabouts(space, range);
         assert_eq!(before, after, "pages that {id} holds were moved");
-        assert!(after.iter().flatten().all(|run| run.pinned), "pages that {id} holds are not: {after:?}");
+        assert!(after.iter().all(|(_, pinned)| *pinned), "pages that {id} holds are not: {after:?}");
         self.core.unhold(space, &held).expect("the address space is there");
         outcome
+    }
+
+    /// On which device each page is, and whether it is held there.
+    fn whereabouts(&self, space: SpaceId, range: VirtRange) -> Vec<(Option<DeviceId>, bool)> {
+        let runs = self.core.residency(space, range).expect("the address space is there");
+        let pages = |run: &Residence| run.range.pages(self.shape.page_size).len();
+        runs.iter().flat_map(|run| std::iter::repeat_n((run.device, run.pinned), pages(run))).collect()
     }
 
     /// The device dies and is started again. What it held is still in its memory.
