@@ -230,6 +230,11 @@ impl<P: Platform> Core<P> {
         // is destroyed.
         if matches!(answer, Ok(()) | Err(DeviceError::Dead)) || self.fence(context) {
             self.end_quarantine(context, space);
+        } else {
+            // The end of a later context of the same address space must not free them.
+            for hnode in (0..).map_while(|n| context.device.hnode(n)) {
+                hnode.forsake(space);
+            }
         }
     }
 

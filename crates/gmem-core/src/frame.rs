@@ -155,6 +155,11 @@ impl FrameTable {
         self.write(id, &frame);
     }
 
+    pub(crate) fn set_space(&mut self, id: FrameId, space: SpaceId) {
+        let frame = Frame { space, ..self.get(id) };
+        self.write(id, &frame);
+    }
+
     /// Takes the frame off its list, if it is on one, and puts it at the young end of `list`.
     pub(crate) fn move_to(&mut self, id: FrameId, list: List) {
         self.isolate(id);

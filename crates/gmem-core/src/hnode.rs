@@ -15,6 +15,9 @@ pub(crate) const EVICT_BATCH: usize = 16;
 /// A background eviction starts when less than this part of the memory is free, and ends at twice that.
 const WATERMARK_DIVISOR: u64 = 32;
 
+/// The space of a frame that is held back for good. Ids of address spaces begin at 1.
+const NO_SPACE: SpaceId = SpaceId(0);
+
 /// Who hands out the frames.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Allocator {
@@ -198,6 +201,18 @@ impl<P: Platform> Hnode<P> {
             at = pool.frames.younger(id);
         }
         None
+    }
+
+    /// The context of `space` is gone without a confirmation: the frames held back for it stay so until the device is destroyed.
+    pub(crate) fn forsake(&self, space: SpaceId) {
+        let mut pool = self.pool.lock();
+        let mut at = pool.frames.oldest(List::Quarantined);
+        while let Some(id) = at {
+            at = pool.frames.younger(id);
+            if pool.frames.get(id).space == space {
+                pool.frames.set_space(id, NO_SPACE);
+            }
+        }
     }
 
     /// An operation is done with a frame: it becomes the youngest of `list`, and a candidate for eviction unless that is the pinned list.
