@@ -103,7 +103,7 @@ impl Builder {
         self
     }
 
-    /// The modes that contexts can have: EXCLUSIVE and REPLICATE, by default.
+    /// The modes that contexts can have: EXCLUSIVE and REPLICATE, by default. A peer only has EXCLUSIVE.
     pub fn modes(mut self, modes: Modes) -> Self {
         self.modes = modes;
         self
@@ -140,12 +140,14 @@ impl Builder {
         if self.page_sizes.smallest().is_none() {
             return Err(BuildError::PageSizes);
         }
-        if self.modes.is_empty() || self.modes.contains(Modes::SHARE) {
+        // A peer keeps its pages in its own memory: it has no table that could name host frames.
+        let modes = if self.peer { self.modes & Modes::COHERENT_EXCLUSIVE } else { self.modes };
+        if modes.is_empty() || self.modes.contains(Modes::SHARE) {
             return Err(BuildError::Modes);
         }
         if self.limit.is_zero() {
             return Err(BuildError::TimeLimit);
         }
-        Ok(Arc::new(Discrete::new(self)))
+        Ok(Arc::new(Discrete::new(Self { modes, ..self })))
     }
 }

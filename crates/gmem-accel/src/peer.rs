@@ -119,7 +119,10 @@ impl Peer for Machine {
         let range = VirtRange::from_len(request.va, request.len).ok_or(DeviceError::BadRequest)?;
         self.with(request.pmap, |context| {
             let mirror = context.mirror.as_ref().ok_or(DeviceError::BadRequest)?;
-            let Some(frame) = mirror.with(|map| map.get(request.va.get())) else { return Ok(()) };
+            let Some(frame) = mirror.with(|map| map.get(request.va.get())) else {
+                // Nothing to free is fine; nothing to copy is not.
+                return if request.copy.is_some() { Err(DeviceError::BadRequest) } else { Ok(()) };
+            };
             match context.call(&Command::on(op::DETACH, range)) {
                 // A process that is gone touches nothing: its bytes are still there.
                 Ok((reply::OK | reply::ABSENT, _)) | Err(DeviceError::Dead) => {}
@@ -186,6 +189,11 @@ impl Machine {
         match result {
             reply::OK => {}
             reply::MIGRATING => {
+                std::thread::sleep(PAUSE);
+                return Ok(());
+            }
+            // Other cores have everything in hand: they map or unmap it, and then it can be asked for.
+            reply::NO_MEMORY if len <= self.spec.memory => {
                 std::thread::sleep(PAUSE);
                 return Ok(());
             }

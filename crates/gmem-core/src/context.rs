@@ -1,9 +1,9 @@
 //! A context: a device attached to an address space.
 
 use crate::device::DeviceSlot;
-use ::core::sync::atomic::{AtomicBool, Ordering};
+use ::core::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use alloc::sync::Arc;
-use gmem_hal::{Device, DeviceId, Mmu, Mode, Platform, PmapId};
+use gmem_hal::{Device, DeviceId, Event, Mmu, Mode, Platform, PmapId, VirtAddr, Wait, WaitKind};
 
 /// Which page table the context uses.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -16,18 +16,28 @@ pub(crate) enum Table {
     Of(DeviceId, PmapId),
 }
 
+// How a context stands with the core, in the order it gets worse.
+const GOOD: u8 = 0;
+/// Being stopped: no new access is granted, but until the fence ends the device may use what it has.
+const FENCING: u8 = 1;
+/// Stopped, as far as can be told.
+const FENCED: u8 = 2;
+/// Certain to touch no memory.
+const DEAD: u8 = 3;
+
 pub(crate) struct Context<P: Platform> {
     pub(crate) device: Arc<DeviceSlot<P>>, // c
     pub(crate) mode: Mode,                 // c
     pub(crate) table: Table,               // c
-    fenced: AtomicBool,                    // a
-    dead: AtomicBool,                      // a
-    leaving: AtomicBool,                   // a
+    standing: AtomicU8,                    // a
+    /// Signalled when a fence has ended.
+    fence_ended: P::Event,
+    leaving: AtomicBool, // a
 }
 
 impl<P: Platform> Context<P> {
     pub(crate) fn new(device: Arc<DeviceSlot<P>>, mode: Mode, table: Table) -> Self {
-        Self { device, mode, table, fenced: AtomicBool::new(false), dead: AtomicBool::new(false), leaving: AtomicBool::new(false) }
+        Self { device, mode, table, standing: AtomicU8::new(GOOD), fence_ended: P::Event::default(), leaving: AtomicBool::new(false) }
     }
 
     pub(crate) fn driver(&self) -> &dyn Device {
@@ -58,13 +68,19 @@ impl<P: Platform> Context<P> {
         }
     }
 
+    /// Whether it was stopped for good, or is just being stopped.
     pub(crate) fn is_fenced(&self) -> bool {
-        self.fenced.load(Ordering::Acquire)
+        self.standing.load(Ordering::Acquire) != GOOD
+    }
+
+    /// Whether there is nothing to be taken from it any more: its fence has ended. While a fence is under way the device may still write.
+    pub(crate) fn is_stopped(&self) -> bool {
+        self.standing.load(Ordering::Acquire) >= FENCED
     }
 
     /// Its device confirmed that it will never touch memory again in this context.
     pub(crate) fn is_dead(&self) -> bool {
-        self.dead.load(Ordering::Acquire)
+        self.standing.load(Ordering::Acquire) == DEAD
     }
 
     pub(crate) fn is_leaving(&self) -> bool {
@@ -75,19 +91,28 @@ impl<P: Platform> Context<P> {
         self.leaving.store(leaving, Ordering::Release);
     }
 
+    /// Its death is confirmed.
     pub(crate) fn declare_dead(&self) {
-        self.dead.store(true, Ordering::Release);
-        self.fenced.store(true, Ordering::Release);
+        self.standing.store(DEAD, Ordering::Release);
+        self.fence_ended.signal();
     }
 
-    /// Stops the context for good, by force if the driver can. Returns whether it is now confirmed to touch no memory.
+    /// Stops the context for good, by force if the driver can, or waits until another thread has done so. Returns whether it is now confirmed to touch no memory.
     pub(crate) fn fence(&self) -> bool {
-        if !self.fenced.swap(true, Ordering::AcqRel)
-            && let Table::Own(pmap) = self.table
-            && self.driver().fence(pmap).is_ok()
-        {
-            self.dead.store(true, Ordering::Release);
+        if self.standing.compare_exchange(GOOD, FENCING, Ordering::AcqRel, Ordering::Acquire).is_ok() {
+            let confirmed = matches!(self.table, Table::Own(pmap) if self.driver().fence(pmap).is_ok());
+            // Somebody may have learnt of its death meanwhile: that stands.
+            let _ = self.standing.compare_exchange(FENCING, if confirmed { DEAD } else { FENCED }, Ordering::AcqRel, Ordering::Acquire);
+            self.fence_ended.signal();
         }
-        self.is_dead()
+        loop {
+            let epoch = self.fence_ended.epoch();
+            if self.is_stopped() {
+                return self.is_dead();
+            }
+            // The driver's fence is bounded in time.
+            let at = VirtAddr::new(u64::from(self.device.id.0));
+            self.fence_ended.wait(epoch, &Wait { kind: WaitKind::Topology, space: None, at, owner: "fence" });
+        }
     }
 }

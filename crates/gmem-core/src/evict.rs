@@ -206,8 +206,8 @@ impl<P: Platform> Core<P> {
         if let [range] = ranges {
             return self.revoke(context, *range);
         }
-        if context.is_dead() || context.is_fenced() {
-            return context.is_dead();
+        if context.is_fenced() {
+            return context.fence();
         }
         let (mmu, pmap) = (context.mmu(), context.own_pmap());
         let released = ranges.iter().try_for_each(|range| mmu.pmap_release(pmap, *range));

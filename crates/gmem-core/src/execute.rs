@@ -380,11 +380,9 @@ impl<P: Platform> Op<'_, P> {
 impl<P: Platform> Core<P> {
     /// Takes `range` from a context and waits until it cannot touch it. Returns whether that is certain.
     pub(crate) fn revoke(&self, context: &Context<P>, range: VirtRange) -> bool {
-        if context.is_dead() {
-            return true;
-        }
         if context.is_fenced() {
-            return false;
+            // Waits for a fence that is under way.
+            return context.fence();
         }
         let (mmu, pmap) = (context.mmu(), context.own_pmap());
         let answer = mmu.pmap_release(pmap, range).and_then(|()| mmu.tlb_invalidate(pmap, range));
@@ -512,5 +510,5 @@ impl<P: Platform> Core<P> {
 
 /// The contexts of `contexts` that hold copies of every mapping.
 pub(crate) fn replicas<P: Platform>(contexts: &Contexts<P>) -> Contexts<P> {
-    contexts.iter().filter(|c| c.mode == Mode::Replicate && matches!(c.table, Table::Own(_)) && !c.is_fenced()).cloned().collect()
+    contexts.iter().filter(|c| c.mode == Mode::Replicate && matches!(c.table, Table::Own(_)) && !c.is_stopped()).cloned().collect()
 }

@@ -48,7 +48,8 @@ pub trait Peer: Send + Sync {
     /// with more access in `prot` it upgrades, and in both cases answers `Ok` or [`PeerError::PageExists`].
     fn map(&self, request: &PeerMap) -> Result<(), PeerError>;
 
-    /// Unmaps a page and frees its memory. A page that is not mapped is no error. If only the copy fails
+    /// Unmaps a page and frees its memory. A page that is not mapped is no error, unless a copy of it is asked for
+    /// ([`DeviceError::BadRequest`]): the core would take a stale home for the page. If only the copy fails
     /// ([`DeviceError::CopyFailed`]) the page stays mapped and the data is where it was. After any other error the core fences the context, and
     /// asks once more if that confirmed its end: a driver that still reaches the memory of a dead device copies then, and the data is saved.
     fn unmap(&self, request: &PeerUnmap) -> Result<(), DeviceError>;

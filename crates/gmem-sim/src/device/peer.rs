@@ -114,7 +114,8 @@ impl SimDevice {
             let outcome = core.map_or(EvictOutcome::Refused, |(core, id)| core.device_evict(id, pmap, range));
             self.is.sim.event("device_evict", [pmap.0, va, size.bytes(), outcome as u64]);
             let mut peer = lock(&self.peer);
-            let there = peer.pages.get_mut(&(pmap, va)).map(|page| page.evicting = false).is_some();
+            // Another page that came there since is not the one that was asked for.
+            let there = peer.pages.get_mut(&(pmap, va)).is_some_and(|page| std::mem::take(&mut page.evicting));
             match outcome {
                 EvictOutcome::Evicted => {
                     // Between the answer and now the core may have mapped it again; then another one must go.
