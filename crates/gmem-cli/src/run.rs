@@ -116,6 +116,7 @@ fn unusable(problems: &[crc::Problem]) -> Failure {
 fn backprop(args: &RunArgs, own: &BackpropArgs, machine: &Machine) -> Result<Report, Failure> {
     let needs = backprop::needs();
     let setup = Setup::resolve(&args.common, &needs, machine)?;
+    backprop::fits(&setup)?;
     let params = backprop::Params { epochs: own.epochs, seed: own.seed };
     measured("backprop", &setup, &needs, machine, |unified| {
         let trained = backprop::run(unified, params)?;

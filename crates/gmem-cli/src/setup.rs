@@ -29,8 +29,8 @@ pub(crate) struct Needs {
     pub(crate) page_size: PageSize,
     /// The length of each buffer.
     pub(crate) buffers: Vec<u64>,
-    /// The buffers that one launch touches at once, as pieces that can be moved together.
-    pub(crate) launch: Vec<u64>,
+    /// For each kind of launch, the pieces of buffers that it touches at once.
+    pub(crate) launches: Vec<Vec<u64>>,
 }
 
 impl Needs {
@@ -39,11 +39,16 @@ impl Needs {
         sum_of_pages(&self.buffers, page)
     }
 
-    /// The device memory to have if nothing is said: a quarter of the data, so that pages have to travel, but what one launch touches at once.
+    /// The bytes of whole pages that the most demanding launch touches at once.
+    pub(crate) fn launch(&self, page: PageSize) -> u64 {
+        self.launches.iter().map(|pieces| sum_of_pages(pieces, page).unwrap_or(u64::MAX)).max().unwrap_or(0)
+    }
+
+    /// The device memory to have if nothing is said: a quarter of the data, so that pages have to travel, but what one launch touches at once and two pages
+    /// on their way.
     pub(crate) fn device_memory(&self, page: PageSize) -> u64 {
         let quarter = self.managed(page).map_or(u64::MAX, |bytes| bytes / 4) & !(page.bytes() - 1);
-        let launch = sum_of_pages(&self.launch, page).unwrap_or(quarter);
-        quarter.max(launch).max(page.bytes())
+        quarter.max(self.launch(page).saturating_add(2 * page.bytes()) & !(page.bytes() - 1))
     }
 }
 
@@ -269,7 +274,7 @@ mod tests {
     }
 
     fn needs() -> Needs {
-        Needs { page_size: PageSize::Size2M, buffers: vec![32 << 20; 4], launch: vec![2 << 20; 3] }
+        Needs { page_size: PageSize::Size2M, buffers: vec![32 << 20; 4], launches: vec![vec![2 << 20; 3]] }
     }
 
     fn resolve(common: &Common) -> Result<Setup, Failure> {

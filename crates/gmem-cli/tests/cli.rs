@@ -1,23 +1,18 @@
 //! The command line from outside: help, every refusal with its exit status and its words, and how output ends.
 
+mod common;
+
+use common::{command, gmem, watch};
 use std::io::Read;
-use std::process::{Command, Output, Stdio};
-
-fn gmem(args: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_gmem")).args(args).stdin(Stdio::null()).output().expect("the command starts")
-}
-
-fn text(bytes: &[u8]) -> String {
-    String::from_utf8(bytes.to_vec()).expect("the command writes text")
-}
+use std::process::Stdio;
 
 /// The command line is refused with `status`, nothing on standard output, and a message that holds all of `words`.
 #[track_caller]
 fn refused(args: &[&str], status: i32, words: &[&str]) {
     let output = gmem(args);
-    let message = text(&output.stderr);
+    let message = output.stderr;
     assert_eq!(output.status.code(), Some(status), "{args:?}: {message}");
-    assert_eq!(text(&output.stdout), "", "{args:?}");
+    assert_eq!(output.stdout, "", "{args:?}");
     for word in words {
         assert!(message.contains(word), "{args:?}: `{word}` is not in: {message}");
     }
@@ -28,13 +23,13 @@ fn help_has_examples_for_every_command() {
     let commands: [&[&str]; 7] = [&[], &["run"], &["run", "vector-add"], &["run", "crc"], &["run", "backprop"], &["probe"], &["bench"]];
     for command in commands {
         let output = gmem(&[command, &["--help"]].concat());
-        let help = text(&output.stdout);
+        let help = output.stdout;
         assert!(output.status.success(), "{command:?}");
         let example = format!("  gmem {}", command.join(" "));
         assert!(help.contains("Examples:") && help.contains(example.trim_end()), "{command:?}: {help}");
         assert!(!help.contains("bench-other-process"), "the hidden command shows in: {help}");
     }
-    assert!(text(&gmem(&["--version"]).stdout).starts_with("gmem "));
+    assert!(gmem(&["--version"]).stdout.starts_with("gmem "));
 }
 
 #[test]
@@ -88,6 +83,25 @@ fn modes_a_device_cannot_do_name_those_it_can() {
     refused(&with("peer", "share"), 2, &["cannot do --mode share", "it can do: exclusive"]);
     refused(&with("peer", "replicate"), 2, &["cannot do --mode replicate", "it can do: exclusive"]);
     refused(&["run", "vector-add", "--mode", "replicate", "--backing", "private"], 2, &["--backing shared"]);
+    refused(&["run", "vector-add", "--backing", "private", "--delivery", "inthread"], 2, &["--backing shared --delivery inthread"]);
+    refused(&["run", "vector-add", "--device", "integrated", "--no-replay"], 2, &["--no-replay", "always replayed"]);
+}
+
+#[test]
+fn launches_that_cannot_hold_what_they_name_say_what_would_do() {
+    let tiny = ["--no-replay", "--page-size", "4k", "--device-memory", "8k"];
+    refused(&[&["run", "vector-add"], &tiny[..]].concat(), 2, &["at least 3 pages"]);
+    refused(&[&["run", "backprop"], &tiny[..]].concat(), 2, &["8 KiB must be at least"]);
+    refused(&[&["run", "crc", env!("CARGO_MANIFEST_DIR")], &tiny[..]].concat(), 2, &["4 pages are enough"]);
+}
+
+#[test]
+fn switched_off_is_a_failure_that_says_how_to_switch_it_on() {
+    let mut off = command(&["run", "vector-add", "--elements", "1000"]);
+    off.env("GMEM", "off");
+    let ended = watch(off);
+    assert_eq!((ended.status.code(), ended.stdout.as_str()), (Some(1), ""), "{}", ended.stderr);
+    assert!(ended.stderr.contains("unset the variable"), "{}", ended.stderr);
 }
 
 #[test]
@@ -106,13 +120,8 @@ fn files_that_cannot_be_used_are_named_with_the_reason() {
 #[test]
 fn a_reader_that_leaves_is_no_panic() {
     for args in [&["--help"][..], &["run", "--help"][..]] {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_gmem"))
-            .args(args)
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .expect("the command starts");
+        let mut child =
+            command(args).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the command starts");
         drop(child.stdout.take());
         let mut message = String::new();
         child.stderr.take().expect("captured").read_to_string(&mut message).unwrap();

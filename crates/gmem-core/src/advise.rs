@@ -97,7 +97,7 @@ impl<P: Platform> Core<P> {
     fn change_pins(&self, space: &Space<P>, page: VirtAddr, add: bool) -> Result<(), RangeError> {
         let mut guard = space.lock();
         // It was there a moment ago; somebody may have unmapped it since.
-        let region = &guard.region_at(page).ok_or(RangeError::NotMapped(page))?;
+        let region = &guard.region_at(page).filter(|r| !r.closing).ok_or(RangeError::NotMapped(page))?;
         let page = region.page(page).start();
         let mut entry = guard.entry(region, page);
         entry.pins = match add {

@@ -35,16 +35,7 @@ impl<P: Platform> Core<P> {
         self.check_enabled().map_err(|_| AttachError::Disabled)?;
         let space = self.space(space).ok_or(AttachError::NoSuchSpace(space))?;
         let slot = self.device(device).map_err(|_| AttachError::NoSuchDevice(device))?;
-        {
-            let mut state = slot.state.lock();
-            if state.dying {
-                return Err(AttachError::NoSuchDevice(device));
-            }
-            state.attaching += 1;
-        }
-        let result = self.attach_in(&space, &slot, mode);
-        slot.state.lock().attaching -= 1;
-        result?;
+        self.attach_in(&space, &slot, mode)?;
         if activate && let Err(error) = self.switch(device, Some(space.id)) {
             // Nothing can be on the device yet that could strand, except by its own faults, which then are brought home.
             let _ = self.detach(space.id, device);
@@ -58,6 +49,7 @@ impl<P: Platform> Core<P> {
 
     fn attach_in(&self, space: &Arc<Space<P>>, slot: &Arc<DeviceSlot<P>>, mode: Mode) -> Result<(), AttachError> {
         let gate = space.enter_gate("attach").ok_or(AttachError::NoSuchSpace(space.id))?;
+        let device_gate = slot.enter_gate("attach").ok_or(AttachError::NoSuchDevice(slot.id))?;
         self.check_attach(space, slot, mode)?;
         let table = match mode {
             Mode::Share => self.table_to_share(space, slot)?,
@@ -79,7 +71,7 @@ impl<P: Platform> Core<P> {
             inner.contexts.push(context.clone());
         }
         slot.state.lock().contexts.push(Attachment { pmap: context.pmap(), space: space.clone(), context: context.clone() });
-        drop(gate);
+        drop((device_gate, gate));
         if mode == Mode::Replicate {
             self.replicate_all(space, &context);
         }
@@ -129,7 +121,7 @@ impl<P: Platform> Core<P> {
     fn make_pmap(&self, space: &Space<P>, slot: &DeviceSlot<P>, mode: Mode) -> Result<PmapId, AttachError> {
         let host = if mode == Mode::Replicate { self.platform.host().window(&space.host) } else { None };
         let pmap = slot.driver.mmu().pmap_create(&PmapRequest { space: space.id, range: space.range, mode, host })?;
-        if slot.attachment(pmap).is_some() {
+        if slot.state.lock().contexts.iter().any(|a| a.context.table == Table::Own(pmap)) {
             // Two contexts under one id could not be told apart; the driver broke its contract, and destroying the id would destroy the other.
             return Err(DeviceError::BadRequest.into());
         }
@@ -175,25 +167,34 @@ impl<P: Platform> Core<P> {
             context.set_leaving(false);
             return Err(DetachError::DataStranded(va, error));
         }
+        // What chose its replicas before this one began to leave is over when each page was seen idle; what begins now enters nothing into it.
+        self.wait_idle(space, space.range);
+        let _device_gate = context.device.enter_gate("detach").ok_or(DetachError::NotAttached(device))?;
         self.forget_current(&context.device, space.id);
-        context.device.state.lock().contexts.retain(|a| a.space.id != space.id);
+        if let Table::Own(pmap) = context.table {
+            if context.mode == Mode::Replicate && !context.is_fenced() {
+                // Homes outlive the context, so nothing of it may reach them from here on. While it is still listed, whoever takes a page from the replicas takes
+                // it from this one too.
+                let regions: Vec<_> = space.lock().regions().collect();
+                for region in regions {
+                    self.revoke(&context, region.range);
+                }
+            }
+            if context.is_peer() && !context.is_fenced() {
+                free_all(space, &context, pmap);
+            }
+        }
         {
             let hnodes: Vec<_> = context.device.state.lock().hnodes.iter().map(|h| h.id).collect();
             let mut inner = space.lock();
             inner.contexts.retain(|c| c.device.id != device);
             inner.allowed.retain(|h| !hnodes.contains(h));
         }
-        if let Table::Own(pmap) = context.table {
-            if context.mode == Mode::Replicate && !context.is_fenced() {
-                // A fault that chose its replicas before this one left may have entered it since: those pages are not busy with it any more once
-                // each of them was seen idle, and the table goes as a whole.
-                self.wait_idle(space, space.range);
-            }
-            if context.is_peer() && !context.is_fenced() {
-                free_all(space, &context, pmap);
-            }
-            self.drop_pmap(&context, space.id);
-        }
+        // What chose its replicas while this was one may still be about to take its page from it.
+        self.wait_idle(space, space.range);
+        self.drop_pmap(&context, space.id);
+        // Last: while the device has an attachment it cannot be destroyed.
+        context.device.state.lock().contexts.retain(|a| a.space.id != space.id);
         Ok(())
     }
 
@@ -204,6 +205,12 @@ impl<P: Platform> Core<P> {
         // is destroyed.
         if matches!(answer, Ok(()) | Err(DeviceError::Dead)) || self.fence(context) {
             self.end_quarantine(context, space);
+        } else {
+            // The next context of this device here must not end a quarantine that is not its own.
+            for n in 0.. {
+                let Some(hnode) = context.device.hnode(n) else { return };
+                hnode.orphan_quarantine(space);
+            }
         }
     }
 

@@ -6,7 +6,7 @@ use crate::hnode::{Hnode, HnodeStats};
 use crate::space::Space;
 use crate::stats::{Counters, Stats};
 use ::core::sync::atomic::{AtomicBool, Ordering};
-use alloc::collections::BTreeMap;
+use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use gmem_hal::lock_api::Mutex;
@@ -27,6 +27,8 @@ pub struct Core<P: Platform> {
 /// Lock letter `t`: the table lock, for look-ups; nothing is called and no other lock is taken under it.
 pub(crate) struct Tables<P: Platform> {
     pub(crate) devices: BTreeMap<DeviceId, Arc<DeviceSlot<P>>>, // t
+    /// Ids given out, from before the hnode is made until after it is gone.
+    hnode_ids: BTreeSet<HnodeId>, // t
     pub(crate) hnodes: BTreeMap<HnodeId, Arc<Hnode<P>>>,        // t
     pub(crate) spaces: BTreeMap<SpaceId, Arc<Space<P>>>,        // t
     /// Address spaces that the CPU sees, by start: disjoint.
@@ -47,8 +49,16 @@ impl<P: Platform> Tables<P> {
     }
 
     /// The lowest free hnode id. Ids of unregistered memory are used again: nothing refers to them any more.
-    pub(crate) fn fresh_hnode(&self, most: usize) -> Option<HnodeId> {
-        (1..most as u16).map(HnodeId).find(|id| !self.hnodes.contains_key(id))
+    pub(crate) fn fresh_hnode(&mut self, most: usize) -> Option<HnodeId> {
+        let id = (1..most as u16).map(HnodeId).find(|id| !self.hnode_ids.contains(id))?;
+        self.hnode_ids.insert(id);
+        Some(id)
+    }
+
+    /// Forgets an hnode; its id is free again.
+    pub(crate) fn forget_hnode(&mut self, id: HnodeId) {
+        self.hnodes.remove(&id);
+        self.hnode_ids.remove(&id);
     }
 }
 
@@ -57,6 +67,7 @@ impl<P: Platform> Core<P> {
     pub fn new(platform: P) -> Arc<Self> {
         let tables = Tables {
             devices: BTreeMap::new(),
+            hnode_ids: BTreeSet::new(),
             hnodes: BTreeMap::new(),
             spaces: BTreeMap::new(),
             visible: BTreeMap::new(),

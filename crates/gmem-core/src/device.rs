@@ -4,24 +4,25 @@ use crate::context::Context;
 use crate::core::Core;
 use crate::entry::{MAX_FRAMES, MAX_HNODES};
 use crate::error::{DeviceCallError, KNOWN};
+use crate::gate::{Gate, Inside};
 use crate::hnode::{Allocator, Hnode};
 use crate::space::Space;
 use alloc::sync::{Arc, Weak};
 use alloc::vec::Vec;
 use gmem_hal::lock_api::Mutex;
-use gmem_hal::{ByteLen, Capabilities, Device, DeviceId, HnodeId, PageSize, PhysRange, Platform, PmapId, SpaceId, Upcalls};
+use gmem_hal::{ByteLen, Capabilities, Device, DeviceId, HnodeId, Mode, PageSize, PhysRange, Platform, PmapId, SpaceId, Upcalls, VirtAddr};
 
 pub(crate) struct DeviceSlot<P: Platform> {
     pub(crate) id: DeviceId,            // c
     pub(crate) driver: Arc<dyn Device>, // c
     pub(crate) state: Mutex<P::RawLock, DeviceState<P>>,
+    gate: Gate<P>,
 }
 
 /// Lock letter `d`: the device lock, innermost of all; nothing is called under it.
 pub(crate) struct DeviceState<P: Platform> {
     pub(crate) hnodes: Vec<Arc<Hnode<P>>>,   // d
     pub(crate) contexts: Vec<Attachment<P>>, // d
-    pub(crate) attaching: usize,             // d  attaches under way, which keep the device from being destroyed
     current: Option<SpaceId>,                // d
     pub(crate) dying: bool,                  // d
 }
@@ -33,6 +34,12 @@ pub(crate) struct Attachment<P: Platform> {
 }
 
 impl<P: Platform> DeviceSlot<P> {
+    /// Enters the device's gate: from now on this thread alone changes its memory, its contexts, and which of them is current. `None` if the device is gone.
+    pub(crate) fn enter_gate(&self, owner: &'static str) -> Option<Inside<'_, P>> {
+        let inside = self.gate.enter(owner, None, VirtAddr::new(u64::from(self.id.0)));
+        if self.state.lock().dying { None } else { Some(inside) }
+    }
+
     pub(crate) fn is_peer(&self) -> bool {
         self.driver.info().capabilities.contains(Capabilities::PEER)
     }
@@ -75,8 +82,8 @@ impl<P: Platform> Core<P> {
         let id = DeviceId(self.tables.lock().fresh_device());
         let weak: Weak<Self> = Arc::downgrade(self);
         driver.start(id, weak as Weak<dyn Upcalls>)?;
-        let state = DeviceState { hnodes: Vec::new(), contexts: Vec::new(), attaching: 0, current: None, dying: false };
-        let slot = Arc::new(DeviceSlot { id, driver, state: Mutex::new(state) });
+        let state = DeviceState { hnodes: Vec::new(), contexts: Vec::new(), current: None, dying: false };
+        let slot = Arc::new(DeviceSlot { id, driver, state: Mutex::new(state), gate: Gate::new() });
         self.tables.lock().devices.insert(id, slot);
         Ok(id)
     }
@@ -87,14 +94,12 @@ impl<P: Platform> Core<P> {
     /// [`DeviceCallError::InUse`] while a context on it exists.
     pub fn device_destroy(&self, id: DeviceId) -> Result<(), DeviceCallError> {
         let slot = self.device(id)?;
+        let gate = slot.enter_gate("destroy").ok_or(DeviceCallError::NoSuchDevice(id))?;
         {
             let mut state = slot.state.lock();
-            let contexts = state.contexts.len() + state.attaching;
+            let contexts = state.contexts.len();
             if contexts > 0 {
                 return Err(DeviceCallError::InUse { contexts });
-            }
-            if state.dying {
-                return Err(DeviceCallError::NoSuchDevice(id));
             }
             state.dying = true;
         }
@@ -103,13 +108,14 @@ impl<P: Platform> Core<P> {
         {
             let mut tables = self.tables.lock();
             for hnode in &hnodes {
-                tables.hnodes.remove(&hnode.id);
+                tables.forget_hnode(hnode.id);
             }
             tables.devices.remove(&id);
         }
         for hnode in hnodes {
             hnode.uncharge(&self.platform);
         }
+        drop(gate);
         slot.driver.stop();
         Ok(())
     }
@@ -121,12 +127,16 @@ impl<P: Platform> Core<P> {
     pub fn device_register_memory(&self, id: DeviceId, range: PhysRange) -> Result<HnodeId, DeviceCallError> {
         self.check_enabled().map_err(|_| DeviceCallError::Disabled)?;
         let slot = self.device(id)?;
+        let _gate = slot.enter_gate("register memory").ok_or(DeviceCallError::NoSuchDevice(id))?;
         let smallest = slot.driver.info().page_sizes.smallest().expect("checked when the device was created");
         if range.begin >= range.end {
             return Err(DeviceCallError::EmptyRange);
         }
         if !(range.begin | range.end).is_multiple_of(smallest.bytes()) {
             return Err(DeviceCallError::Misaligned(smallest));
+        }
+        if slot.state.lock().hnodes.iter().any(|h| h.range.begin < range.end && range.begin < h.range.end) {
+            return Err(DeviceCallError::Overlap);
         }
         // Frame numbers are 32 bits of 4 KiB; frame ids have a field of the entry.
         let frames = range.len().get() >> PageSize::Size4K.shift();
@@ -139,18 +149,9 @@ impl<P: Platform> Core<P> {
             (false, false) => Allocator::Core,
         };
         let hnode_id = self.tables.lock().fresh_hnode(MAX_HNODES).ok_or(DeviceCallError::TooManyHnodes)?;
-        let hnode = Arc::new(Hnode::new(hnode_id, id, range, smallest, allocator, &self.platform)?);
-        {
-            let mut state = slot.state.lock();
-            let clash = state.hnodes.iter().any(|h| h.range.begin < range.end && range.begin < h.range.end);
-            if state.dying || clash {
-                let error = if clash { DeviceCallError::Overlap } else { DeviceCallError::NoSuchDevice(id) };
-                drop(state);
-                hnode.uncharge(&self.platform);
-                return Err(error);
-            }
-            state.hnodes.push(hnode.clone());
-        }
+        let made = Hnode::new(hnode_id, id, range, smallest, allocator, &self.platform);
+        let hnode = Arc::new(made.inspect_err(|_| self.tables.lock().forget_hnode(hnode_id))?);
+        slot.state.lock().hnodes.push(hnode.clone());
         self.tables.lock().hnodes.insert(hnode_id, hnode);
         slot.driver.memory_registered(hnode_id, range);
         self.allow_everywhere(&slot, hnode_id, true);
@@ -160,13 +161,19 @@ impl<P: Platform> Core<P> {
     /// Takes device memory back (`gm_dev_unregister_physmem`).
     ///
     /// # Errors
-    /// [`DeviceCallError::MemoryInUse`] while a frame of it is used or quarantined.
+    /// [`DeviceCallError::MemoryInUse`] while a frame of it is used or quarantined; [`DeviceCallError::InUse`] for a PEER device that is attached, since only the
+    /// peer knows what it uses.
     pub fn device_unregister_memory(&self, id: DeviceId, hnode_id: HnodeId) -> Result<(), DeviceCallError> {
         let slot = self.device(id)?;
+        let _gate = slot.enter_gate("unregister memory").ok_or(DeviceCallError::NoSuchDevice(id))?;
         let hnode = self.hnode(hnode_id).filter(|h| h.device == id).ok_or(DeviceCallError::NoSuchHnode)?;
-        hnode.retire(false).map_err(DeviceCallError::MemoryInUse)?;
+        let contexts = slot.state.lock().contexts.len();
+        if hnode.allocator == Allocator::Peer && contexts > 0 {
+            return Err(DeviceCallError::InUse { contexts });
+        }
+        hnode.retire().map_err(DeviceCallError::MemoryInUse)?;
         slot.state.lock().hnodes.retain(|h| h.id != hnode_id);
-        self.tables.lock().hnodes.remove(&hnode_id);
+        self.tables.lock().forget_hnode(hnode_id);
         self.allow_everywhere(&slot, hnode_id, false);
         hnode.uncharge(&self.platform);
         Ok(())
@@ -182,7 +189,8 @@ impl<P: Platform> Core<P> {
     }
 
     fn allow_everywhere(&self, slot: &DeviceSlot<P>, hnode: HnodeId, allow: bool) {
-        let spaces: Vec<_> = slot.state.lock().contexts.iter().map(|a| a.space.clone()).collect();
+        let exclusive = |a: &&Attachment<P>| a.context.mode == Mode::CoherentExclusive;
+        let spaces: Vec<_> = slot.state.lock().contexts.iter().filter(exclusive).map(|a| a.space.clone()).collect();
         for space in spaces {
             let mut inner = space.lock();
             inner.allowed.retain(|h| *h != hnode);
@@ -198,6 +206,7 @@ impl<P: Platform> Core<P> {
     /// [`DeviceCallError::NotAttached`]; the driver's refusal, upon which the former context stays current.
     pub fn switch(&self, id: DeviceId, space: Option<SpaceId>) -> Result<(), DeviceCallError> {
         let slot = self.device(id)?;
+        let _gate = slot.enter_gate("switch").ok_or(DeviceCallError::NoSuchDevice(id))?;
         let pmap = match space {
             None => None,
             Some(space) => {

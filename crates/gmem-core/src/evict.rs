@@ -8,12 +8,12 @@ use crate::core::Core;
 use crate::entry::{Entry, PageEvent, State, transition};
 use crate::execute::{Cause, Op};
 use crate::fault::{Touch, list_of};
-use crate::hnode::{EVICT_BATCH, Hnode, Victim};
+use crate::hnode::{Allocator, EVICT_BATCH, Hnode, Victim};
 use crate::plan::{Facts, Step, Steps, Wish, plan};
 use crate::space::Space;
 use alloc::sync::Arc;
 use arrayvec::ArrayVec;
-use gmem_hal::{ByteLen, DeviceId, EvictOutcome, HnodeId, Platform, PmapId, VirtAddr, VirtRange};
+use gmem_hal::{DeviceId, EvictOutcome, HnodeId, PageSize, Platform, PmapId, VirtAddr, VirtRange};
 
 /// How many rounds in which nothing could be evicted, and nobody had anything in hand, an allocation tries before it fails. More than one, because a page that was
 /// used since it was last asked gets a second chance.
@@ -60,11 +60,20 @@ enum Evicted {
 type Batch<'a, P> = ArrayVec<(Op<'a, P>, Facts), EVICT_BATCH>;
 
 impl<P: Platform> Core<P> {
-    /// Evicts for an allocation of `len` bytes that failed.
-    pub(crate) fn make_room(&self, hnode: &Arc<Hnode<P>>, len: ByteLen) -> Room {
-        // Small pages go in batches, so that one invalidation serves many; a large one pays for itself.
-        let most = ((256 << 10) / len.get()).clamp(1, EVICT_BATCH as u64) as usize;
-        match self.reclaim(hnode, most) {
+    /// Evicts for an allocation of a frame of `size` that failed. If enough is free, only in pieces, a whole `block` is emptied, over several calls.
+    pub(crate) fn make_room(&self, hnode: &Arc<Hnode<P>>, size: PageSize, block: &mut Option<(HnodeId, u32)>) -> Room {
+        let outcome = if hnode.allocator == Allocator::Core && hnode.has_room(size.len()) {
+            let current = block.filter(|(id, _)| *id == hnode.id).map(|(_, block)| block);
+            let picked = hnode.pick_block(size, current);
+            *block = picked.as_ref().filter(|(_, victims)| !victims.is_empty()).map(|(block, _)| (hnode.id, *block));
+            picked.map_or((0, 0), |(_, victims)| self.reclaim_these(hnode, &victims))
+        } else {
+            // Small pages go in batches, so that one invalidation serves many; a large one pays for itself, and a small memory has none to spare.
+            let spare = hnode.range.len().get() / size.bytes() / 32;
+            let most = ((256 << 10) / size.bytes()).min(spare).clamp(1, EVICT_BATCH as u64) as usize;
+            self.reclaim(hnode, most)
+        };
+        match outcome {
             (0, 0) if hnode.in_transit() == 0 => Room::None,
             (0, _) => Room::InUse,
             _ => Room::Made,
@@ -105,7 +114,11 @@ impl<P: Platform> Core<P> {
 
     /// Evicts one batch. Returns how many frames were freed, and how many victims somebody else had in hand.
     fn reclaim(&self, hnode: &Arc<Hnode<P>>, most: usize) -> (usize, usize) {
-        let victims = hnode.pick_victims(most);
+        self.reclaim_these(hnode, &hnode.pick_victims(most))
+    }
+
+    /// Evicts these.
+    fn reclaim_these(&self, hnode: &Arc<Hnode<P>>, victims: &[Victim]) -> (usize, usize) {
         let spaces: ArrayVec<Option<Arc<Space<P>>>, EVICT_BATCH> = victims.iter().map(|v| self.space(v.space)).collect();
         let mut batch = Batch::new();
         let mut in_hand = 0;
@@ -206,6 +219,7 @@ impl<P: Platform> Core<P> {
     /// Moves one page home whose device cannot touch it any more.
     fn evict_one(&self, mut op: Op<'_, P>, facts: &Facts) -> Evicted {
         if self.is_wanted(&op) {
+            self.counters.evictions_cancelled.add(1);
             self.cancel(op, false);
             return Evicted::Wanted;
         }
@@ -221,6 +235,7 @@ impl<P: Platform> Core<P> {
             op.home = true;
         }
         if self.is_wanted(&op) && !op.unsafe_to_free {
+            self.counters.evictions_cancelled.add(1);
             self.cancel(op, copied);
             return Evicted::Wanted;
         }
@@ -245,7 +260,6 @@ impl<P: Platform> Core<P> {
 
     /// Calls an eviction off. If the page was copied already, both copies are good.
     fn cancel(&self, op: Op<'_, P>, copied: bool) {
-        self.counters.evictions_cancelled.add(1);
         let next =
             if copied { transition(op.state, PageEvent::EvictCancel).expect("an eviction under way can be called off") } else { op.state };
         op.reenter_owner(next == State::Device);

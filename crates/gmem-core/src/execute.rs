@@ -12,9 +12,13 @@ use crate::hnode::{Allocator, Hnode};
 use crate::plan::{Step, Steps};
 use crate::space::{Contexts, Region, Space};
 use alloc::sync::Arc;
+use arrayvec::ArrayVec;
 use gmem_hal::{
     ByteLen, DeviceError, Event, FaultError, Host, Mapping, Mode, Pages, PeerError, PeerMap, PeerUnmap, PhysAddr, Platform, Prot, VirtRange,
 };
+
+/// The most pools of one device that a fault looks at; bounds what it keeps on its stack.
+const MAX_POOLS: usize = 16;
 
 /// Why pages move, for the counters.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -47,6 +51,8 @@ pub(crate) struct Op<'a, P: Platform> {
     pub(crate) new: Option<(Arc<Hnode<P>>, Option<FrameId>, PhysAddr)>,
     /// The requester's memory was full of frames that others have in hand: the pool, and its epoch before.
     pub(crate) full: Option<(Arc<Hnode<P>>, u32)>,
+    /// The new frame may still be reached by a device that did not answer.
+    pub(crate) new_in_reach: bool,
     /// The old frame may still be reached by its device.
     pub(crate) unsafe_to_free: bool,
     /// The entry stays marked willneed after the operation.
@@ -85,6 +91,7 @@ impl<P: Platform> Op<'_, P> {
     pub(crate) fn run(&mut self, steps: &Steps) -> Result<(), Failed> {
         for (done, step) in steps.iter().enumerate() {
             if let Err(error) = self.step(*step) {
+                self.mistrust(*step, error);
                 for step in steps[..done].iter().rev() {
                     self.undo(*step);
                 }
@@ -94,6 +101,20 @@ impl<P: Platform> Op<'_, P> {
         }
         self.home |= steps.contains(&Step::Populate);
         Ok(())
+    }
+
+    /// A device that did not answer may still do what it was asked: its context is fenced, and unless that stops it for certain, the frame it was given is
+    /// quarantined.
+    fn mistrust(&mut self, step: Step, error: FaultError) {
+        let context = match step {
+            Step::CopyOut => &self.from,
+            _ => &self.to,
+        };
+        match (context.clone(), error) {
+            (Some(context), FaultError::Device(DeviceError::NoAnswer)) => self.new_in_reach |= !self.core.fence(&context),
+            (Some(context), FaultError::Device(DeviceError::Dead)) if step != Step::CopyOut => context.declare_dead(),
+            _ => {}
+        }
     }
 
     /// Gives the page back to the device that had it; if that fails, its next access faults.
@@ -151,24 +172,16 @@ impl<P: Platform> Op<'_, P> {
         match step {
             // An unpopulated home stands for zeros, so a half-finished one must not stay.
             Step::Populate if !self.peer_gave_up => self.host().discard(&self.space.host, &self.pages()),
-            Step::AllocFrame => {
-                if let Some((hnode, Some(frame), _)) = self.new.take() {
-                    self.core.free_frame(&hnode, frame);
-                }
-            }
+            Step::AllocFrame => match self.new.take() {
+                Some((hnode, Some(frame), _)) if self.new_in_reach => hnode.quarantine(frame),
+                Some((hnode, Some(frame), _)) => self.core.free_frame(&hnode, frame),
+                _ => {}
+            },
             Step::CpuUnmap => {
                 let _ = self.host().cpu_map(&self.space.host, &self.pages());
             }
             Step::ReplicasRevoke => self.replicas_enter(),
             Step::Revoke => self.reenter_owner(self.state == State::Device),
-            Step::Enter { .. } => {
-                let to = self.requester();
-                if !self.core.revoke(&to, self.page)
-                    && let Some((hnode, Some(frame), _)) = self.new.take()
-                {
-                    hnode.quarantine(frame);
-                }
-            }
             _ => {}
         }
     }
@@ -179,6 +192,11 @@ impl<P: Platform> Op<'_, P> {
 
     fn owner(&self) -> Arc<Context<P>> {
         self.from.clone().expect("a page on a device has a context that owns it")
+    }
+
+    /// Whether the requester is the owner.
+    fn owns(&self) -> bool {
+        matches!((&self.from, &self.to), (Some(from), Some(to)) if from.device.id == to.device.id)
     }
 
     fn new_frame(&self) -> &(Arc<Hnode<P>>, Option<FrameId>, PhysAddr) {
@@ -203,14 +221,22 @@ impl<P: Platform> Op<'_, P> {
             // Nobody may touch the region now; the mapping is entered by a fault after it was unprotected.
             return Ok(());
         }
+        if self.region.lowering {
+            // The protect under way may not have come to this page, which then is there with more access; and entering only ever gives access.
+            self.core.revoke(context, self.page);
+        }
+        if context.is_fenced() {
+            // Making room for this very page may have been the revoke that failed.
+            return Err(FaultError::Fenced);
+        }
         let mapping = Mapping { va: self.page.start(), frame, len: self.len(), prot };
         Ok(context.mmu().pmap_enter(context.own_pmap(), &mapping)?)
     }
 
     fn cpu_map(&self) -> Result<(), FaultError> {
         match self.host().cpu_map(&self.space.host, &self.pages()) {
-            // An eviction is complete when the bytes are home; the CPU's mapping can wait for its fault.
-            Err(_) if self.cause == Cause::Evict => Ok(()),
+            // An eviction is complete when the bytes are home, and a replica has what it wants; the CPU's mapping can wait for its fault.
+            Err(_) if self.cause == Cause::Evict || self.to.is_some() => Ok(()),
             other => Ok(other?),
         }
     }
@@ -264,10 +290,15 @@ impl<P: Platform> Op<'_, P> {
         };
         let answer = to.driver().peer().expect("checked when the device was created").map(&request);
         match answer {
-            // The peer has it mapped: that is what was asked.
-            Ok(()) | Err(PeerError::PageExists) => {}
+            Ok(()) => {}
+            // The peer has it mapped: that is what was asked, if it is a page that it has. One that it should not have holds nobody knows what.
+            Err(PeerError::PageExists) if self.owns() => {}
             // It is about to evict this very page: the request that follows is refused, because the page is wanted.
-            Err(PeerError::Migrating) => self.keep_willneed = true,
+            Err(PeerError::Migrating) if self.owns() => self.keep_willneed = true,
+            Err(PeerError::PageExists | PeerError::Migrating) => {
+                self.core.fence(&to);
+                return Err(FaultError::Device(DeviceError::BadRequest));
+            }
             Err(PeerError::NoMemory) => return Err(FaultError::NoDeviceMemory),
             Err(PeerError::Conflict) => return Err(FaultError::Device(DeviceError::BadRequest)),
             Err(PeerError::Device(e)) => return Err(e.into()),
@@ -320,7 +351,8 @@ impl<P: Platform> Op<'_, P> {
 
     fn replicas_revoke(&self) {
         for replica in &self.replicas {
-            // A host frame is never quarantined: a fenced replica is killed by its driver, or goes on reading a home that others own.
+            // A home cannot be quarantined. A replica that does not answer is stopped by its driver; if the driver cannot do that, it goes on touching the
+            // homes of its address space, which is why such a driver should not offer REPLICATE.
             self.core.revoke(replica, self.page);
         }
     }
@@ -328,7 +360,10 @@ impl<P: Platform> Op<'_, P> {
     /// Best effort: a replica that misses a mapping faults for it.
     fn replicas_enter(&self) {
         for replica in &self.replicas {
-            let _ = self.replica_enter(replica);
+            // The requester was entered by a step of its own.
+            if !self.to.as_ref().is_some_and(|to| Arc::ptr_eq(to, replica)) {
+                let _ = self.replica_enter(replica);
+            }
         }
     }
 
@@ -381,13 +416,17 @@ impl<P: Platform> Core<P> {
     /// wait for: if others have all frames in hand, `op.full` says where to wait once the page is let go.
     fn alloc_frame(&self, op: &mut Op<'_, P>) -> Result<(Arc<Hnode<P>>, Option<FrameId>, PhysAddr), FaultError> {
         let context = op.requester();
-        let mut first = true;
+        let size = op.region.attrs.page_size;
         let mut idle_rounds = 0;
-        for _ in 0..crate::evict::MAX_ROUNDS {
-            let mut pool = None;
-            for n in 0.. {
+        let mut block = None;
+        for round in 0..crate::evict::MAX_ROUNDS {
+            if round == 1 {
+                self.counters.direct_reclaims.add(1);
+            }
+            let mut pools = ArrayVec::<_, MAX_POOLS>::new();
+            for n in 0..MAX_POOLS {
                 let Some(hnode) = context.device.hnode(n) else { break };
-                if !op.space.lock().allowed.contains(&hnode.id) {
+                if hnode.range.len() < size.len() || !op.space.lock().allowed.contains(&hnode.id) {
                     continue;
                 }
                 let epoch = hnode.progress.epoch();
@@ -397,20 +436,29 @@ impl<P: Platform> Core<P> {
                     }
                     return Ok((hnode, Some(frame), phys));
                 }
-                pool = pool.or(Some((hnode, epoch)));
+                pools.push((hnode, epoch));
             }
-            let Some((hnode, epoch)) = pool else { return Err(FaultError::NoDeviceMemory) };
-            if core::mem::take(&mut first) {
-                self.counters.direct_reclaims.add(1);
-            }
-            match self.make_room(&hnode, op.page.len()) {
-                Room::Made => idle_rounds = 0,
-                Room::InUse => {
-                    op.full = Some((hnode, epoch));
-                    return Err(FaultError::NoDeviceMemory);
+            // Whichever pool gives something up will do.
+            let mut made = false;
+            for (hnode, epoch) in pools {
+                match self.make_room(&hnode, size, &mut block) {
+                    Room::Made => {
+                        made = true;
+                        break;
+                    }
+                    Room::InUse => op.full = op.full.take().or(Some((hnode, epoch))),
+                    Room::None => {}
                 }
-                Room::None => idle_rounds += 1,
             }
+            if made {
+                op.full = None;
+                idle_rounds = 0;
+                continue;
+            }
+            if op.full.is_some() {
+                return Err(FaultError::NoDeviceMemory);
+            }
+            idle_rounds += 1;
             if idle_rounds > crate::evict::IDLE_ROUNDS {
                 break;
             }
@@ -422,6 +470,9 @@ impl<P: Platform> Core<P> {
         let (size, space, va) = (op.region.attrs.page_size, op.space.id, op.page.start());
         if hnode.allocator != Allocator::Driver {
             return Ok(hnode.take(size, space, va));
+        }
+        if !hnode.has_room(size.len()) {
+            return Ok(None);
         }
         let frames = context.driver().frames().expect("the hnode was made for a driver with its own allocator");
         match frames.alloc_frame(hnode.id, size) {

@@ -117,7 +117,8 @@ impl<P: Platform> Core<P> {
         kind: WaitKind,
     ) -> bool {
         let mut entry = guard.entry(region, page);
-        if entry.evicting && matches!(touch.who, Who::Context(_)) {
+        // Only who has it may keep it.
+        if entry.evicting && matches!(&touch.who, Who::Context(c) if self.hnode(entry.hnode).is_some_and(|h| h.device == c.device.id)) {
             entry.willneed = true;
             guard.set_entry(region, page, entry);
         }
@@ -184,6 +185,7 @@ impl<P: Platform> Core<P> {
             hot: touch.hot,
             new: None,
             full: None,
+            new_in_reach: false,
             unsafe_to_free: false,
             keep_willneed: false,
             hold: touch.hold,

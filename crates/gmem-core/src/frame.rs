@@ -1,7 +1,7 @@
 //! Frame descriptors: one per frame in use, with its backlink to the page it holds and its place in a list.
 //!
 //! Descriptors are numbered as they are first used, so the table costs memory for as many frames as were ever in use at once and not for as many as
-//! the memory could be cut into. 24 bytes each, kept as six words so that a zeroed table is a valid one.
+//! the memory could be cut into. 28 bytes each, kept as seven words so that a zeroed table is a valid one.
 
 use crate::zeroed::zeroed;
 use ::core::num::NonZeroU32;
@@ -57,14 +57,16 @@ pub(crate) struct Frame {
     pub(crate) va: VirtAddr,
 }
 
-// Words of a descriptor: number, space, low half of the page number, high half with the small fields, previous, next.
-type Words = [u32; 6];
+// Words of a descriptor: number, space, low half of the page number, high half with the small fields, previous, next, and when it was last put on a
+// list.
+type Words = [u32; 7];
 const NUMBER: usize = 0;
 const SPACE: usize = 1;
 const PAGE: usize = 2;
 const BITS: usize = 3;
 const PREV: usize = 4;
 const NEXT: usize = 5;
+const STAMP: usize = 6;
 
 const USED: u32 = 1 << 31;
 
@@ -78,6 +80,8 @@ pub(crate) struct FrameTable {
     tails: [u32; LISTS.len()],
     counts: [usize; LISTS.len()],
     used: usize,
+    /// Counts how often a frame was put on a list; wraps.
+    clock: u32,
 }
 
 impl FrameTable {
@@ -90,6 +94,7 @@ impl FrameTable {
             tails: [0; LISTS.len()],
             counts: [0; LISTS.len()],
             used: 0,
+            clock: 0,
         })
     }
 
@@ -107,7 +112,7 @@ impl FrameTable {
             }
         };
         self.used += 1;
-        self.words[raw.index()] = [0; 6];
+        self.words[raw.index()] = [0; 7];
         self.write(raw, &Frame { number, size, list: List::Isolated, sampled: false, space, va });
         raw
     }
@@ -117,7 +122,7 @@ impl FrameTable {
         let frame = self.get(id);
         assert!(frame.list == List::Isolated, "frame {id:?} is given up while on {:?}", frame.list);
         self.used -= 1;
-        self.words[id.index()] = [0; 6];
+        self.words[id.index()] = [0; 7];
         self.words[id.index()][NEXT] = self.unused;
         self.unused = id.0.get();
     }
@@ -155,6 +160,15 @@ impl FrameTable {
         self.write(id, &frame);
     }
 
+    pub(crate) fn set_space(&mut self, id: FrameId, space: SpaceId) {
+        self.words[id.index()][SPACE] = space.0;
+    }
+
+    /// Whether every descriptor is in use.
+    pub(crate) fn is_full(&self) -> bool {
+        self.used == self.words.len()
+    }
+
     /// Takes the frame off its list, if it is on one, and puts it at the young end of `list`.
     pub(crate) fn move_to(&mut self, id: FrameId, list: List) {
         self.isolate(id);
@@ -165,6 +179,8 @@ impl FrameTable {
         let tail = self.tails[at];
         let frame = Frame { list, ..self.get(id) };
         self.write(id, &frame);
+        self.clock = self.clock.wrapping_add(1);
+        self.words[id.index()][STAMP] = self.clock;
         self.words[id.index()][PREV] = tail;
         self.words[id.index()][NEXT] = 0;
         match FrameId::from_raw(tail) {
@@ -197,6 +213,11 @@ impl FrameTable {
     /// The oldest frame of `list`.
     pub(crate) fn oldest(&self, list: List) -> Option<FrameId> {
         FrameId::from_raw(self.heads[list as usize])
+    }
+
+    /// How many frames were put on a list since this one was.
+    pub(crate) fn age(&self, id: FrameId) -> usize {
+        self.clock.wrapping_sub(self.words[id.index()][STAMP]) as usize
     }
 
     /// The next younger frame on the same list.

@@ -90,7 +90,7 @@ impl<P: Platform> Hnode<P> {
         let base = range.begin & !(PageSize::Size2M.bytes() - 1);
         let (first, end) = (((range.begin - base) >> 12) as usize, ((range.end - base) >> 12) as usize);
         // Two bits per base frame for the bitmaps, with their upper levels at most 1/32 more.
-        let charged = frames * 24 + if allocator == Allocator::Core { end / 4 + end / 64 } else { 0 };
+        let charged = frames * 28 + if allocator == Allocator::Core { end / 4 + end / 64 } else { 0 };
         platform.charge(charged)?;
         let make = || {
             Ok(Pool {
@@ -141,8 +141,10 @@ impl<P: Platform> Hnode<P> {
     /// Adopts a frame that the driver's own allocator handed out.
     pub(crate) fn adopt(&self, frame: PhysAddr, size: PageSize, space: SpaceId, va: VirtAddr) -> Option<(FrameId, PhysAddr)> {
         let mut pool = self.pool.lock();
-        let inside = frame.hnode == self.id && frame.addr >= self.range.begin && frame.addr + size.bytes() <= self.range.end;
-        if pool.retiring || !inside || !frame.addr.is_multiple_of(size.bytes()) {
+        let end = frame.addr.checked_add(size.bytes());
+        let inside = frame.hnode == self.id && frame.addr >= self.range.begin && end.is_some_and(|end| end <= self.range.end);
+        let full = pool.used + pool.quarantined + size.bytes() > pool.limit || pool.frames.is_full();
+        if pool.retiring || full || !inside || !frame.addr.is_multiple_of(size.bytes()) {
             return None;
         }
         let number = ((frame.addr - self.base()) >> 12) as u32;
@@ -200,6 +202,20 @@ impl<P: Platform> Hnode<P> {
         None
     }
 
+    /// The death of the context of `space` will never be confirmed: its frames stay quarantined for as long as the device exists, in the name of an address space
+    /// that does not.
+    pub(crate) fn orphan_quarantine(&self, space: SpaceId) {
+        const NOBODY: SpaceId = SpaceId(0);
+        let mut pool = self.pool.lock();
+        let mut at = pool.frames.oldest(List::Quarantined);
+        while let Some(id) = at {
+            if pool.frames.get(id).space == space {
+                pool.frames.set_space(id, NOBODY);
+            }
+            at = pool.frames.younger(id);
+        }
+    }
+
     /// An operation is done with a frame: it becomes the youngest of `list`, and a candidate for eviction unless that is the pinned list.
     ///
     /// Called under the lock of the frame's address space, so that the entry and the list cannot disagree about who owns the frame.
@@ -223,15 +239,21 @@ impl<P: Platform> Hnode<P> {
 
     /// Chooses up to `most` victims, oldest first, and isolates them.
     ///
-    /// A clean page costs no copy, so clean pages go first, unless they are so few (an eighth) that dirty ones hog the memory.
+    /// A clean page costs no copy, so the oldest clean one goes before any dirty one, unless it was in use just now: among the youngest eighth, or
+    /// the youngest sixteen of a small memory. Streams then keep their results on the device, and the pages being worked on stay.
     pub(crate) fn pick_victims(&self, most: usize) -> ArrayVec<Victim, EVICT_BATCH> {
         let mut pool = self.pool.lock();
         let mut victims = ArrayVec::new();
         while victims.len() < most.min(EVICT_BATCH) {
-            let (clean, dirty) = (pool.frames.count(List::Clean), pool.frames.count(List::Dirty));
-            let first = if clean * 8 >= clean + dirty { List::Clean } else { List::Dirty };
-            let second = if first == List::Clean { List::Dirty } else { List::Clean };
-            let Some(id) = pool.frames.oldest(first).or_else(|| pool.frames.oldest(second)) else { break };
+            let frames = &pool.frames;
+            let resident = frames.count(List::Clean) + frames.count(List::Dirty);
+            let young = (resident / 8).max(16.min(resident / 2));
+            let id = match (frames.oldest(List::Clean), frames.oldest(List::Dirty)) {
+                (Some(clean), Some(dirty)) if frames.age(clean) < young && frames.age(clean) < frames.age(dirty) => dirty,
+                (Some(clean), _) => clean,
+                (None, Some(dirty)) => dirty,
+                (None, None) => break,
+            };
             pool.frames.move_to(id, List::Isolated);
             let frame = pool.frames.get(id);
             victims.push(Victim { frame: id, space: frame.space, va: frame.va });
@@ -256,6 +278,50 @@ impl<P: Platform> Hnode<P> {
             }
         }
         chosen
+    }
+
+    /// Whether enough is free for a frame of `len`, though perhaps not in one piece.
+    pub(crate) fn has_room(&self, len: ByteLen) -> bool {
+        let pool = self.pool.lock();
+        !pool.retiring && pool.used + pool.quarantined + len.get() <= pool.limit
+    }
+
+    /// Victims that stand in the way of one frame of `size`, isolated: up to a batch of the frames in `block`, a range of that size, or in the block of the
+    /// oldest frame that has only movable neighbours. Returns the block too. Looks at every frame, which is rare enough.
+    pub(crate) fn pick_block(&self, size: PageSize, block: Option<u32>) -> Option<(u32, ArrayVec<Victim, EVICT_BATCH>)> {
+        const CANDIDATES: usize = 8;
+        let mut pool = self.pool.lock();
+        let shift = order_of(size);
+        let movable = |pool: &Pool, block: u32| {
+            pool.frames.iter().all(|(_, f)| f.number >> shift != block || matches!(f.list, List::Clean | List::Dirty | List::Isolated))
+        };
+        let block = match block {
+            Some(block) => block,
+            None => {
+                let mut at = pool.frames.oldest(List::Clean).or_else(|| pool.frames.oldest(List::Dirty));
+                let mut found = None;
+                for _ in 0..CANDIDATES {
+                    let Some(id) = at else { break };
+                    let candidate = pool.frames.get(id).number >> shift;
+                    if movable(&pool, candidate) {
+                        found = Some(candidate);
+                        break;
+                    }
+                    at = pool.frames.younger(id);
+                }
+                found?
+            }
+        };
+        let inside = |f: &Frame| f.number >> shift == block && matches!(f.list, List::Clean | List::Dirty);
+        let chosen: ArrayVec<FrameId, EVICT_BATCH> =
+            pool.frames.iter().filter(|(_, f)| inside(f)).map(|(id, _)| id).take(EVICT_BATCH).collect();
+        let mut victims = ArrayVec::new();
+        for id in chosen {
+            pool.frames.move_to(id, List::Isolated);
+            let frame = pool.frames.get(id);
+            victims.push(Victim { frame: id, space: frame.space, va: frame.va });
+        }
+        Some((block, victims))
     }
 
     /// Bytes to evict so that the background eviction can stop: nothing while more than the low watermark is free.
@@ -286,20 +352,21 @@ impl<P: Platform> Hnode<P> {
     }
 
     /// Stops handing frames out, unless some are in use.
-    pub(crate) fn retire(&self, force: bool) -> Result<(), ByteLen> {
+    pub(crate) fn retire(&self) -> Result<(), ByteLen> {
         let mut pool = self.pool.lock();
-        if pool.used != 0 || (pool.quarantined != 0 && !force) {
+        if pool.used != 0 || pool.quarantined != 0 {
             return Err(ByteLen(pool.used + pool.quarantined));
         }
         pool.retiring = true;
         Ok(())
     }
 
-    /// Pages of a peer are counted, though their frames are its own.
+    /// Pages of a peer are counted, though their frames are its own. The count lags behind the peer: a page it gave up counts until its operation ends, while
+    /// another may already be in its frame. The peak is of memory, of which there is never more in use than there is.
     pub(crate) fn count_peer_page(&self, size: PageSize, mapped: bool) {
         let mut pool = self.pool.lock();
         pool.used = if mapped { pool.used + size.bytes() } else { pool.used - size.bytes() };
-        pool.peak = pool.peak.max(pool.used);
+        pool.peak = pool.peak.max(pool.used.min(self.range.len().get()));
     }
 
     pub(crate) fn stats(&self) -> HnodeStats {

@@ -12,6 +12,7 @@
 //!
 //! ```text
 //! gate of a space        (sleeping; map unmap protect attach detach destroy)
+//! ├─ gate of a device    (sleeping; attach detach destroy switch register unregister)
 //! └─ space lock          entries, regions, contexts
 //!    ├─ table lock       look-ups of devices, hnodes, spaces
 //!    ├─ device lock      its hnodes and contexts
@@ -41,6 +42,7 @@ mod evict;
 mod execute;
 mod fault;
 mod frame;
+mod gate;
 mod hnode;
 mod map;
 mod plan;

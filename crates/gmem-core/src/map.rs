@@ -6,7 +6,9 @@ use crate::error::RangeError;
 use crate::space::{Inner, Space};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
-use gmem_hal::{Backing, ByteLen, Host, Mode, PageSize, Pages, PeerError, Platform, RegionAttrs, SpaceId, VirtAddr, VirtRange};
+use gmem_hal::{
+    Backing, ByteLen, DeviceError, Host, Mode, PageSize, Pages, PeerError, Platform, RegionAttrs, SpaceId, VirtAddr, VirtRange,
+};
 
 /// How many ranges are tried when a PEER device uses the addresses for something else.
 pub const MAP_TRIES: usize = 10;
@@ -107,13 +109,18 @@ fn candidate<P: Platform>(space: &Space<P>, request: &MapRequest, from: VirtAddr
     }
 }
 
-/// Reserves `range` in every peer, or in none.
+/// Reserves `range` in every peer that lives, or in none.
 fn reserve<P: Platform>(peers: &[Arc<Context<P>>], range: VirtRange, attrs: &RegionAttrs) -> Result<(), PeerError> {
     for (n, context) in peers.iter().enumerate() {
         let peer = context.driver().peer().expect("checked when the device was created");
-        if let Err(e) = peer.va_alloc_fixed(context.own_pmap(), range, attrs.prot) {
-            give_back(&peers[..n], range);
-            return Err(e);
+        match peer.va_alloc_fixed(context.own_pmap(), range, attrs.prot) {
+            Ok(()) => {}
+            // A peer that is gone has no addresses to reserve, and must not keep the others from mapping.
+            Err(PeerError::Device(DeviceError::Dead)) => context.declare_dead(),
+            Err(e) => {
+                give_back(&peers[..n], range);
+                return Err(e);
+            }
         }
     }
     Ok(())

@@ -35,7 +35,7 @@ pub(crate) enum Step {
     PeerMap { copy: bool, write: bool },
     /// Have the peer unmap the page, copied to the home or dropped.
     PeerUnmap { copy: bool },
-    /// Let the CPU touch the home.
+    /// Let the CPU touch the home. Fails only if it is the CPU that asks; else the CPU's mapping can wait for its fault.
     CpuMap,
     /// Let every context in REPLICATE mode touch the home.
     ReplicasEnter,
@@ -144,12 +144,13 @@ fn home_steps(facts: &Facts, wish: Wish, steps: &mut Steps) {
         }
         Owner::Peer => steps.push(Step::PeerUnmap { copy }),
     }
+    // Whoever can touch the home may write it, and then there is no way back: what can fail comes first, and only one thing can.
+    if wish == Wish::Replica {
+        steps.push(Step::ReplicaEnter);
+    }
     if !zero_evicted {
         steps.push(Step::CpuMap);
         steps.push(Step::ReplicasEnter);
-        if wish == Wish::Replica {
-            steps.push(Step::ReplicaEnter);
-        }
     }
     if facts.owner == Owner::Frames {
         steps.push(Step::FreeOld);
@@ -315,6 +316,20 @@ mod tests {
                     assert_eq!(free, plan.steps.len() - 1, "{case}");
                     assert!(at(&plan, Step::Revoke).is_some(), "{case}");
                 }
+            }
+        }
+    }
+
+    #[test]
+    fn nothing_that_can_fail_comes_after_somebody_can_touch_the_home() {
+        for facts in every_facts() {
+            for wish in wishes(&facts) {
+                let plan = plan(&facts, wish);
+                let first = plan.steps.iter().position(|s| matches!(s, Step::CpuMap | Step::ReplicasEnter | Step::ReplicaEnter));
+                let Some(first) = first else { continue };
+                // The CPU's mapping can fail if nobody else asks for the page.
+                let harmless = |s: &Step| matches!(s, Step::ReplicasEnter | Step::FreeOld) || *s == Step::CpuMap && wish == Wish::Replica;
+                assert!(plan.steps[first + 1..].iter().all(harmless), "{facts:?} {wish:?}: {plan:?}");
             }
         }
     }

@@ -54,18 +54,26 @@ impl<P: Platform> Core<P> {
 
     fn protect_region(&self, space: &Arc<Space<P>>, region: &Region, prot: Prot) -> Result<(), RangeError> {
         let old = region.attrs.prot;
-        // The truth first: operations that begin from here on use the new protection. Those that began before are waited for.
-        space.lock().update(region.range, |r| r.attrs.prot = prot);
-        self.wait_idle(space, region.range);
-        let attrs = gmem_hal::RegionAttrs { prot, ..region.attrs };
-        if let Err(e) = self.platform.host().region_protect(&space.host, &gmem_hal::Pages { range: region.range, attrs }) {
-            space.lock().update(region.range, |r| r.attrs.prot = old);
-            return Err(e.into());
+        let set = |prot: Prot, lowering: bool| {
+            space.lock().update(region.range, |r| {
+                r.attrs.prot = prot;
+                r.lowering = lowering;
+            });
+        };
+        // Nobody may map more than the host allows. So to take access away the truth goes first: operations that begin from here on use the new
+        // protection, and those that began before are waited for. To give access the host goes first.
+        let lowers = !prot.contains(old);
+        if lowers {
+            set(prot, true);
+            self.wait_idle(space, region.range);
         }
-        if !prot.contains(old) {
+        let attrs = gmem_hal::RegionAttrs { prot, ..region.attrs };
+        let answer = self.platform.host().region_protect(&space.host, &gmem_hal::Pages { range: region.range, attrs });
+        if answer.is_ok() && lowers {
             self.lower(space, region.range, prot);
         }
-        Ok(())
+        set(if answer.is_ok() { prot } else { old }, false);
+        Ok(answer?)
     }
 
     /// Takes access away from every device table that has pages of `range`, in batches with one invalidation per table.

@@ -5,6 +5,7 @@
 
 use crate::context::Context;
 use crate::entry::Entry;
+use crate::gate::{Gate, Inside};
 use crate::zeroed::zeroed;
 use alloc::boxed::Box;
 use alloc::collections::BTreeMap;
@@ -33,7 +34,7 @@ pub(crate) struct Space<P: Platform> {
     pub(crate) host: HostSpace<P>, // c
     inner: Mutex<P::RawLock, Inner<P>>,
     events: [P::Event; EVENTS],
-    topology: P::Event,
+    gate: Gate<P>,
 }
 
 pub(crate) struct Inner<P: Platform> {
@@ -42,8 +43,6 @@ pub(crate) struct Inner<P: Platform> {
     pub(crate) contexts: Contexts<P>,    // s
     /// Hnodes that pages of this address space may live in. Attach adds a device's, detach removes them.
     pub(crate) allowed: Vec<HnodeId>, // s
-    /// Who changes the set of regions or contexts now; the others wait.
-    gate: Option<&'static str>, // s
     pub(crate) dying: bool,              // s
 }
 
@@ -54,6 +53,8 @@ pub(crate) struct Region {
     pub(crate) attrs: RegionAttrs,
     /// Being unmapped: faults find nothing here any more.
     pub(crate) closing: bool,
+    /// A protect takes access away: `attrs` says what is allowed from now on, and some page tables still allow more.
+    pub(crate) lowering: bool,
     table: usize,
     table_base: VirtAddr,
 }
@@ -81,16 +82,9 @@ struct Table {
 
 impl<P: Platform> Space<P> {
     pub(crate) fn new(id: SpaceId, range: VirtRange, cpu_visible: bool, host: HostSpace<P>) -> Self {
-        let inner = Inner {
-            regions: BTreeMap::new(),
-            tables: Vec::new(),
-            contexts: ArrayVec::new(),
-            allowed: Vec::new(),
-            gate: None,
-            dying: false,
-        };
+        let inner = Inner { regions: BTreeMap::new(), tables: Vec::new(), contexts: ArrayVec::new(), allowed: Vec::new(), dying: false };
         let events = ::core::array::from_fn(|_| P::Event::default());
-        Self { id, range, cpu_visible, host, inner: Mutex::new(inner), events, topology: P::Event::default() }
+        Self { id, range, cpu_visible, host, inner: Mutex::new(inner), events, gate: Gate::new() }
     }
 
     pub(crate) fn lock(&self) -> Guard<'_, P> {
@@ -120,33 +114,10 @@ impl<P: Platform> Space<P> {
         event.wait(epoch, &Wait { kind, space: Some(self.id), at: page, owner });
     }
 
-    /// Takes the gate: from now on this thread alone changes regions and contexts. `None` if the address space is being destroyed.
-    pub(crate) fn enter_gate(&self, owner: &'static str) -> Option<Gate<'_, P>> {
-        loop {
-            let mut guard = self.lock();
-            if guard.dying {
-                return None;
-            }
-            let Some(current) = guard.gate else {
-                guard.gate = Some(owner);
-                return Some(Gate { space: self });
-            };
-            let epoch = self.topology.epoch();
-            drop(guard);
-            self.topology.wait(epoch, &Wait { kind: WaitKind::Topology, space: Some(self.id), at: self.range.start(), owner: current });
-        }
-    }
-}
-
-/// The right to change regions and contexts; given back on drop.
-pub(crate) struct Gate<'a, P: Platform> {
-    space: &'a Space<P>,
-}
-
-impl<P: Platform> Drop for Gate<'_, P> {
-    fn drop(&mut self) {
-        self.space.lock().gate = None;
-        self.space.topology.signal();
+    /// Enters the gate: from now on this thread alone changes regions and contexts. `None` if the address space is being destroyed.
+    pub(crate) fn enter_gate(&self, owner: &'static str) -> Option<Inside<'_, P>> {
+        let inside = self.gate.enter(owner, Some(self.id), self.range.start());
+        if self.lock().dying { None } else { Some(inside) }
     }
 }
 
@@ -197,7 +168,7 @@ impl<P: Platform> Inner<P> {
                 self.tables.len() - 1
             }
         };
-        self.regions.insert(range.start(), Region { range, attrs, closing: false, table: at, table_base: range.start() });
+        self.regions.insert(range.start(), Region { range, attrs, closing: false, lowering: false, table: at, table_base: range.start() });
     }
 
     /// Entries for `range`, as [`Inner::insert`] wants them.

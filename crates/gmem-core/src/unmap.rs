@@ -1,5 +1,6 @@
 //! Unmapping, and walking the touched pages of a range.
 
+use crate::context::Table;
 use crate::core::Core;
 use crate::entry::{Entry, State};
 use crate::error::RangeError;
@@ -56,7 +57,7 @@ impl<P: Platform> Core<P> {
         // Every page was seen idle, so nobody enters a replica any more.
         self.drop_replicas(space, region.range);
         self.platform.host().region_unmap(&space.host, &region.pages(region.range));
-        let peers: Vec<_> = space.lock().contexts.iter().filter(|c| c.is_peer()).cloned().collect();
+        let peers: Vec<_> = space.lock().contexts.iter().filter(|c| c.is_peer() && matches!(c.table, Table::Own(_))).cloned().collect();
         give_back(&peers, region.range);
         let freed = space.lock().remove(region.range.start());
         self.platform.uncharge(freed);

@@ -56,6 +56,9 @@ pub trait Host: Send + Sync + 'static {
     fn region_unmap(&self, space: &Self::Space, region: &Pages);
 
     /// Changes what the CPU may do to `region.attrs.prot`. Pages that were CPU-mapped may or may not be so afterwards; access is never more than asked.
+    ///
+    /// Giving back to exactly `region.range` the protection it had just before, which is how the core undoes a call on several regions that was refused
+    /// half-way, cannot fail: it needs nothing that was not there before.
     fn region_protect(&self, space: &Self::Space, region: &Pages) -> Result<(), HostError>;
 
     /// Where copy engines find the home of the first of `pages`; the homes of a run are contiguous. Pure.

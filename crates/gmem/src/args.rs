@@ -9,7 +9,7 @@ use std::marker::PhantomData;
 ///
 /// A slice stays borrowed for as long as the arguments live, which is until the launch has ended. What is borrowed is also what a device that cannot replay
 /// faults is given to hold: exactly that, and nothing else.
-#[derive(Debug, Default, Clone)]
+#[derive(Debug, Default)]
 pub struct Args<'a> {
     words: Vec<u64>,
     touched: Vec<HoldRange>,

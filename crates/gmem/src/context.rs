@@ -3,11 +3,11 @@
 use crate::args::Args;
 use crate::device::Device;
 use crate::error::Error;
+use crate::launch::{Hold, Running, Watcher};
 use crate::runtime::Runtime;
 use crate::space::AddressSpace;
 use gmem_accel::Kernel;
-use gmem_core::HoldRange;
-use gmem_hal::{Capabilities, DeviceError, FaultError, LaunchError, LaunchRequest, Mode, PmapId, Ticket};
+use gmem_hal::{Capabilities, LaunchError, LaunchRequest, Mode, PmapId, Ticket};
 use std::marker::PhantomData;
 use std::sync::{Mutex, PoisonError};
 
@@ -96,33 +96,16 @@ impl Context {
 
     fn start(&self, kernel: &Kernel, args: &Args<'_>) -> Result<Running, Error> {
         let replay = self.device.info().capabilities.contains(Capabilities::REPLAYABLE) || self.mode == Mode::Share;
-        let touched: &[HoldRange] = args.touched();
         let (space, device) = (self.space.id(), self.device.id());
         self.runtime().call(|core| {
             let context = core.context(space, device).filter(|c| !c.fenced).ok_or(Error::Fenced)?;
             core.switch(device, Some(space))?;
-            let held = if replay { Vec::new() } else { touched.to_vec() };
-            core.hold(space, Some(device), &held)?;
+            let held = if replay { &[] } else { args.touched() };
+            let hold = Hold::take(core, space, &self.device, held)?;
             let request = LaunchRequest { pmap: context.pmap, kernel: kernel.name, args: args.words(), replay };
-            match self.compute().and_then(|compute| Ok(compute.start(&request)?)) {
-                Ok(ticket) => Ok(Running { ticket, held }),
-                Err(e) => {
-                    core.unhold(space, &held)?;
-                    Err(e)
-                }
-            }
-        })
-    }
-
-    fn compute(&self) -> Result<&dyn gmem_hal::Compute, Error> {
-        self.device.inner.driver.compute().ok_or(Error::NoCompute)
-    }
-
-    fn wait(&self, running: &Running) -> Result<(), Error> {
-        self.runtime().call(|core| {
-            let result = self.compute().and_then(|compute| Ok(compute.wait(running.ticket)?));
-            core.unhold(self.space.id(), &running.held)?;
-            result
+            let watcher = Watcher::new(self.runtime(), &self.device, hold)?;
+            let ticket = self.device.inner.driver.compute().ok_or(Error::NoCompute)?.start(&request)?;
+            Ok(watcher.watch(ticket))
         })
     }
 }
@@ -134,13 +117,6 @@ impl Drop for Context {
             let _ = self.runtime().call(|core| core.detach(self.space.id(), self.device.id()));
         }
     }
-}
-
-/// A launch that was started.
-#[derive(Clone, Debug)]
-struct Running {
-    ticket: Ticket,
-    held: Vec<HoldRange>,
 }
 
 /// Launches that may run at the same time. Made by [`Context::scope`].
@@ -164,7 +140,7 @@ impl<'scope, 'env> Scope<'scope, 'env> {
     /// Starts a kernel on every core of the device. Launches of one context run in the order they were started.
     ///
     /// # Safety
-    /// As for [`Context::run`].
+    /// As for [`Context::run`]; and no other launch that runs at the same time writes the same memory, except by atomics.
     ///
     /// # Errors
     /// As for [`Context::run`], as far as they show before the kernel runs.
@@ -188,7 +164,7 @@ impl Launch<'_> {
         let one = running.remove(at);
         drop(running);
         // If waiting panics the scope must not end before the kernel; nothing in it does.
-        self.context.wait(&one)
+        one.wait(self.context.runtime(), &self.context.device)
     }
 }
 
@@ -201,20 +177,7 @@ impl Drop for Ending<'_> {
             let next = self.0.lock().unwrap_or_else(PoisonError::into_inner).pop();
             let Some(running) = next else { return };
             // Nobody asked how it ended.
-            let _ = self.1.wait(&running);
+            let _ = running.wait(self.1.runtime(), &self.1.device);
         }
-    }
-}
-
-/// What a launch error means for the context: the fault of a device that is gone is a matter of the device.
-impl Error {
-    /// Whether the device of the context died or does not answer, so that only detaching and attaching again helps.
-    pub fn is_device_gone(&self) -> bool {
-        matches!(
-            self,
-            Self::Fenced
-                | Self::Launch(LaunchError::Device(DeviceError::Dead | DeviceError::NoAnswer))
-                | Self::Launch(LaunchError::Fault { error: FaultError::Fenced, .. })
-        )
     }
 }

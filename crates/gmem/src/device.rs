@@ -1,6 +1,7 @@
 //! A device that was added.
 
 use crate::error::Error;
+use crate::launch::Holding;
 use crate::runtime::{Gmem, Runtime};
 use gmem_core::HnodeStats;
 use gmem_hal::{ByteLen, DeviceId, DeviceInfo, HnodeId};
@@ -17,6 +18,7 @@ pub(crate) struct Inner {
     pub(crate) runtime: Arc<Runtime>,
     pub(crate) id: DeviceId,
     pub(crate) driver: Arc<dyn gmem_hal::Device>,
+    pub(crate) holding: Arc<Holding>,
 }
 
 impl Gmem {
@@ -37,7 +39,7 @@ impl Gmem {
             }
             Ok(id)
         })?;
-        Ok(Device { inner: Arc::new(Inner { runtime, id, driver }) })
+        Ok(Device { inner: Arc::new(Inner { runtime, id, driver, holding: Arc::default() }) })
     }
 }
 

@@ -1,7 +1,7 @@
 //! The facade's error: which call failed, and why.
 
 use gmem_core::{AttachError, DetachError, DeviceCallError, RangeError, SpaceError};
-use gmem_hal::{DeviceError, LaunchError};
+use gmem_hal::{DeviceError, FaultError, LaunchError};
 use std::fmt;
 
 /// A call failed; nothing it began is left behind.
@@ -32,6 +32,10 @@ pub enum Error {
     NoCompute,
     /// The length in bytes overflows, or is zero.
     Length,
+    /// The CPU does not see this address space: a vector in it would be somebody else's memory.
+    DevicesOnly,
+    /// The memory is pinned for the kernel's I/O: drop the pin first.
+    PinnedForIo,
 }
 
 use gmem_accel as accel;
@@ -50,6 +54,8 @@ impl fmt::Display for Error {
             Self::Launch(e) => write!(f, "the launch failed: {e}"),
             Self::Fenced => f.write_str("the device was stopped after a failure: detach it and attach again"),
             Self::NoCompute => f.write_str("this device offers no way to run kernels"),
+            Self::DevicesOnly => f.write_str("the CPU does not see this address space: map a region and use its addresses on devices"),
+            Self::PinnedForIo => f.write_str("the memory is pinned for the kernel's I/O: drop the pin first"),
             Self::Length => f.write_str("the length is zero or overflows"),
         }
     }
@@ -80,5 +86,17 @@ from! {
 impl From<DeviceError> for Error {
     fn from(e: DeviceError) -> Self {
         Self::Device(DeviceCallError::Device(e))
+    }
+}
+
+impl Error {
+    /// Whether the device of the context died or does not answer, so that only detaching and attaching again helps.
+    pub fn is_device_gone(&self) -> bool {
+        matches!(
+            self,
+            Self::Fenced
+                | Self::Launch(LaunchError::Device(DeviceError::Dead | DeviceError::NoAnswer))
+                | Self::Launch(LaunchError::Fault { error: FaultError::Fenced, .. })
+        )
     }
 }

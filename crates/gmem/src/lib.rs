@@ -37,6 +37,7 @@ mod args;
 mod context;
 mod device;
 mod error;
+mod launch;
 mod region;
 mod runtime;
 mod space;
@@ -51,9 +52,9 @@ pub use gmem_accel::{Grid, Kernel, kernel};
 pub use gmem_core::{AttachError, DetachError, DeviceCallError, HnodeStats, RangeError, Residence, SpaceError, State, Stats};
 pub use gmem_hal::{Access, Backing, ByteLen, Delivery, Mode, PageSize, Prot, RegionAttrs, VirtAddr, VirtRange};
 pub use gmem_linux::{Probe, UffdAccess, probe};
-pub use region::Region;
+pub use region::{IoPin, Region};
 pub use runtime::{Builder, Gmem};
-pub use space::{AddressSpace, IoPin, RegionBuilder, SpaceBuilder};
+pub use space::{AddressSpace, RegionBuilder, SpaceBuilder};
 pub use unified::UnifiedVec;
 
 /// The contracts, for those who write a driver.

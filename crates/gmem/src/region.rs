@@ -2,8 +2,8 @@
 
 use crate::error::Error;
 use crate::space::AddressSpace;
-use gmem_core::RangeError;
-use gmem_hal::{Prot, RegionAttrs, VirtRange};
+use gmem_core::{HoldRange, RangeError};
+use gmem_hal::{Access, Prot, RegionAttrs, VirtRange};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// A mapped range of an address space, unmapped on drop.
@@ -16,11 +16,13 @@ pub struct Region {
     attrs: RegionAttrs,
     /// What of `range` was not unmapped: the rest may be another region's by now. Held over every call that changes a part, so that it still is a part.
     parts: Mutex<Vec<VirtRange>>,
+    /// What is pinned for I/O. A pin borrows the region, so one that is still here when the region is dropped was forgotten.
+    pinned: Mutex<Vec<VirtRange>>,
 }
 
 impl Region {
     pub(crate) fn new(space: AddressSpace, range: VirtRange, attrs: RegionAttrs) -> Self {
-        Self { space, range, attrs, parts: Mutex::new(vec![range]) }
+        Self { space, range, attrs, parts: Mutex::new(vec![range]), pinned: Mutex::default() }
     }
 
     /// The addresses.
@@ -43,6 +45,43 @@ impl Region {
         std::ptr::with_exposed_provenance_mut(self.range.start().get() as usize)
     }
 
+    /// Brings the pages of `range`, a part of this region, home and keeps them there until the guard is dropped: for memory of shared backing that the kernel is
+    /// given for asynchronous I/O (`io_uring` registered buffers, `O_DIRECT`), of which it does not tell us. Whoever wants to move them waits
+    /// meanwhile; unmapping and discarding them is refused. Memory of private backing needs no such call: the kernel tells.
+    ///
+    /// # Errors
+    /// [`Error::Range`] if a page cannot be brought home; then nothing is held.
+    pub fn pin_for_io(&self, range: VirtRange) -> Result<IoPin<'_>, Error> {
+        let mut pinned = self.pinned();
+        let parts = self.parts();
+        if !parts.iter().any(|part| part.contains_range(range)) {
+            return Err(RangeError::NotMapped(first_hole(&parts, range)).into());
+        }
+        let held = [HoldRange { range, access: Access::Write }];
+        self.space.inner.runtime.call(|core| core.hold(self.space.inner.id, None, &held))?;
+        pinned.push(range);
+        Ok(IoPin { region: self, range })
+    }
+
+    fn pinned(&self) -> MutexGuard<'_, Vec<VirtRange>> {
+        // A push or a removal is done or not, whatever panics.
+        self.pinned.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn unpin_for_io(&self, range: VirtRange) {
+        let held = [HoldRange { range, access: Access::Write }];
+        // The address space lives as long as this.
+        let _ = self.space.inner.runtime.call(|core| core.unhold(self.space.inner.id, &held));
+    }
+
+    /// Refuses what would wait for a pin of ours for ever. The pages are looked at, since a pin holds whole ones.
+    fn check_pins(&self, range: VirtRange) -> Result<MutexGuard<'_, Vec<VirtRange>>, Error> {
+        let pinned = self.pinned();
+        let size = self.attrs.page_size;
+        let meets = |pin: &VirtRange| pin.align_outward(size).is_some_and(|pin| pin.overlaps(range));
+        if pinned.iter().any(meets) { Err(Error::PinnedForIo) } else { Ok(pinned) }
+    }
+
     /// Changes what may be done in `range`, a part of this region in whole pages.
     ///
     /// # Errors
@@ -60,6 +99,7 @@ impl Region {
     /// # Errors
     /// [`Error::Range`] if the kernel holds a page, which then keeps its contents.
     pub fn discard(&self, range: VirtRange) -> Result<(), Error> {
+        let _pins = self.check_pins(range)?;
         self.check(range)?;
         let parts = self.parts();
         let (core, id) = (&self.space.inner.runtime, self.space.inner.id);
@@ -73,6 +113,7 @@ impl Region {
     /// # Errors
     /// [`Error::Range`] if an end falls inside a page.
     pub fn unmap(&self, range: VirtRange) -> Result<(), Error> {
+        let _pins = self.check_pins(range)?;
         self.check(range)?;
         if !range.is_aligned(self.attrs.page_size) {
             return Err(RangeError::Misaligned(self.attrs.page_size).into());
@@ -110,9 +151,30 @@ fn first_hole(parts: &[VirtRange], range: VirtRange) -> gmem_hal::VirtAddr {
 
 impl Drop for Region {
     fn drop(&mut self) {
+        for range in std::mem::take(&mut *self.pinned()) {
+            self.unpin_for_io(range);
+        }
         for part in std::mem::take(&mut *self.parts()) {
             // The ends are page boundaries, and the address space lives as long as this.
             let _ = self.space.inner.runtime.call(|core| core.unmap(self.space.inner.id, part));
         }
+    }
+}
+
+/// Pages that stay home for the kernel's I/O until this is dropped. Made by [`Region::pin_for_io`] and [`crate::UnifiedVec::pin_for_io`].
+#[derive(Debug)]
+pub struct IoPin<'a> {
+    region: &'a Region,
+    range: VirtRange,
+}
+
+impl Drop for IoPin<'_> {
+    fn drop(&mut self) {
+        let mut pinned = self.region.pinned();
+        if let Some(at) = pinned.iter().position(|range| *range == self.range) {
+            pinned.swap_remove(at);
+        }
+        drop(pinned);
+        self.region.unpin_for_io(self.range);
     }
 }

@@ -130,6 +130,13 @@ impl Runtime {
         self.threads.run(|| work(self.core()))
     }
 
+    /// Starts a thread of gmem's own.
+    pub(crate) fn spawn(&self, name: &str, work: impl FnOnce() + Send + 'static) -> Result<(), Error> {
+        let thread = self.threads.spawn(name, work).map_err(|e| Error::Start(format!("no thread: {e}")))?;
+        drop(thread);
+        Ok(())
+    }
+
     fn core(&self) -> &Arc<LinuxCore> {
         self.core.as_ref().expect("the core lives until the runtime is dropped")
     }

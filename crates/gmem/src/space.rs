@@ -7,7 +7,7 @@ use crate::region::Region;
 use crate::runtime::{Gmem, Runtime};
 use crate::unified::UnifiedVec;
 use bytemuck::Pod;
-use gmem_core::{HoldRange, MapRequest, Residence, SpaceError};
+use gmem_core::{MapRequest, Residence, SpaceError};
 use gmem_hal::{Access, Backing, ByteLen, Delivery, HostError, Mode, PageSize, Prot, RegionAttrs, SpaceId, VirtAddr, VirtRange};
 use std::fmt;
 use std::sync::Arc;
@@ -30,6 +30,8 @@ pub(crate) struct Inner {
     pub(crate) runtime: Arc<Runtime>,
     pub(crate) id: SpaceId,
     pub(crate) range: VirtRange,
+    /// Whether its addresses mean anything to the CPU.
+    cpu_visible: bool,
 }
 
 /// What an address space should be.
@@ -93,7 +95,7 @@ impl SpaceBuilder {
                 }
             }
         };
-        Ok(AddressSpace { inner: Arc::new(Inner { runtime, id, range }) })
+        Ok(AddressSpace { inner: Arc::new(Inner { runtime, id, range, cpu_visible: self.cpu_visible }) })
     }
 }
 
@@ -154,18 +156,6 @@ impl AddressSpace {
         Ok(self.inner.runtime.call(|core| core.pin(self.inner.id, range))?)
     }
 
-    /// Brings the pages of `range` home and keeps them there until the guard is dropped: for memory of shared backing that the kernel is given for asynchronous
-    /// I/O (`io_uring` registered buffers, `O_DIRECT`), of which it does not tell us. Devices that touch it wait meanwhile. Memory of private backing
-    /// needs no such call: the kernel tells.
-    ///
-    /// # Errors
-    /// [`Error::Range`] if a page cannot be brought home; then nothing is held.
-    pub fn pin_for_io(&self, range: VirtRange) -> Result<IoPin, Error> {
-        let held = [HoldRange { range, access: Access::Write }];
-        self.inner.runtime.call(|core| core.hold(self.inner.id, None, &held))?;
-        Ok(IoPin { space: self.clone(), held })
-    }
-
     /// Takes one [`AddressSpace::pin`] back.
     ///
     /// # Errors
@@ -185,20 +175,6 @@ impl Drop for Inner {
 impl fmt::Debug for AddressSpace {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("AddressSpace").field("id", &self.inner.id).field("range", &self.inner.range).finish()
-    }
-}
-
-/// Pages that stay home for the kernel's I/O until this is dropped. Made by [`AddressSpace::pin_for_io`].
-#[derive(Debug)]
-pub struct IoPin {
-    space: AddressSpace,
-    held: [HoldRange; 1],
-}
-
-impl Drop for IoPin {
-    fn drop(&mut self) {
-        // The address space lives as long as this.
-        let _ = self.space.inner.runtime.call(|core| core.unhold(self.space.inner.id, &self.held));
     }
 }
 
@@ -255,8 +231,11 @@ impl RegionBuilder {
     /// A vector of `len` zeroed elements in such a region. The region must be readable and writable.
     ///
     /// # Errors
-    /// [`Error::Range`], [`Error::Length`].
+    /// [`Error::Range`], [`Error::Length`]; [`Error::DevicesOnly`] in an address space that the CPU does not see, where something else may lie at these addresses.
     pub fn vec<T: Pod>(mut self, len: usize) -> Result<UnifiedVec<T>, Error> {
+        if !self.space.inner.cpu_visible {
+            return Err(Error::DevicesOnly);
+        }
         self.attrs.prot = Prot::RW;
         let bytes = len.checked_mul(size_of::<T>()).ok_or(Error::Length)?;
         UnifiedVec::new(self.map(bytes as u64)?, len)

@@ -1,7 +1,7 @@
 //! Typed buffers in unified memory.
 
 use crate::error::Error;
-use crate::region::Region;
+use crate::region::{IoPin, Region};
 use bytemuck::Pod;
 use gmem_hal::VirtRange;
 use std::fmt;
@@ -29,6 +29,14 @@ impl<T: Pod> UnifiedVec<T> {
     /// The addresses of the whole pages it lies in. To unmap or protect parts of a mapping, use a [`Region`].
     pub fn range(&self) -> VirtRange {
         self.region.range()
+    }
+
+    /// Keeps the whole vector home for the kernel's I/O: see [`Region::pin_for_io`].
+    ///
+    /// # Errors
+    /// [`Error::Range`] if a page cannot be brought home; then nothing is held.
+    pub fn pin_for_io(&self) -> Result<IoPin<'_>, Error> {
+        self.region.pin_for_io(self.region.range())
     }
 }
 

@@ -179,7 +179,7 @@ fn memory_of_shared_backing_that_is_pinned_for_io_stays_and_the_device_waits() {
             let page = at(&region, size.bytes());
             world.run(&STORE, &[page, 11]).unwrap();
             // The page comes home for it, and only this one is held.
-            let pin = world.space.pin_for_io(part(&region, size.bytes() + 64, 8)).unwrap();
+            let pin = region.pin_for_io(part(&region, size.bytes() + 64, 8)).unwrap();
             let held = world.space.residency(region.range()).unwrap();
             let held: Vec<_> = held.into_iter().filter(|r| r.pinned).map(|r| r.range).collect();
             assert_eq!(held, [part(&region, size.bytes(), size.bytes())]);

@@ -11,8 +11,11 @@ use std::time::Instant;
 /// What is copied at a time: a large page, as gmem moves it.
 const BLOCK: usize = 2 << 20;
 
-/// Far more than any cache holds.
+/// Far more than any cache holds, and long enough that on a busy machine the copy is interrupted as often as what it is compared with.
 const BUFFER: usize = 256 << 20;
+
+/// Passes of a sample.
+const PASSES: usize = 3;
 
 /// Measures copies, a few at a time, so that they can lie before and after what they are compared with.
 pub(crate) struct CopySpeed {
@@ -27,28 +30,30 @@ impl CopySpeed {
         Self { blocks: most.clamp(BLOCK, BUFFER) / BLOCK, seconds: Vec::new() }
     }
 
-    /// Copies every block of one large buffer to another, both in place beforehand and in huge pages, and keeps the times.
+    /// Copies every block of one large buffer to another, both in place beforehand and in huge pages, and keeps the time of each pass.
     pub(crate) fn sample(&mut self) -> Result<(), Failure> {
         let from = Buffer::new(self.blocks * BLOCK)?;
         let to = Buffer::new(self.blocks * BLOCK)?;
-        for block in 0..self.blocks {
+        for _ in 0..PASSES {
             let started = Instant::now();
-            // SAFETY: both buffers have `blocks` blocks, are mapped for reading and writing, and are ours alone.
-            unsafe {
-                let (from, to) = (from.start.as_ptr().cast::<u8>(), to.start.as_ptr().cast::<u8>());
-                std::ptr::copy_nonoverlapping(from.add(block * BLOCK), to.add(block * BLOCK), BLOCK);
+            for block in 0..self.blocks {
+                // SAFETY: both buffers have `blocks` blocks, are mapped for reading and writing, and are ours alone.
+                unsafe {
+                    let (from, to) = (from.start.as_ptr().cast::<u8>(), to.start.as_ptr().cast::<u8>());
+                    std::ptr::copy_nonoverlapping(from.add(block * BLOCK), to.add(block * BLOCK), BLOCK);
+                }
             }
             self.seconds.push(started.elapsed().as_secs_f64());
         }
         Ok(())
     }
 
-    /// The bytes copied in a second: a block over the median of the times.
+    /// The bytes copied in a second: those of a pass over the median of the times.
     ///
     /// # Panics
     /// If nothing was sampled.
     pub(crate) fn bytes_per_second(&mut self) -> f64 {
-        BLOCK as f64 / median(&mut self.seconds)
+        (self.blocks * BLOCK) as f64 / median(&mut self.seconds)
     }
 }
 
@@ -98,7 +103,7 @@ mod tests {
         let mut speed = CopySpeed::new(&Machine::permissive(1 << 30, 64 << 20));
         speed.sample().unwrap();
         speed.sample().unwrap();
-        assert_eq!(speed.seconds.len(), 4);
+        assert_eq!((speed.blocks, speed.seconds.len()), (2, 2 * PASSES));
         let speed = speed.bytes_per_second();
         assert!(speed > 1e6 && speed < 1e13, "{speed}");
     }

@@ -35,6 +35,7 @@ pub struct DeviceBuilder {
     pub(super) own_frames: bool,
     pub(super) accessed_bits: bool,
     pub(super) can_fence: bool,
+    pub(super) memory_survives: bool,
     pub(super) latency_ns: u64,
     pub(super) bytes_per_us: u64,
     pub(super) canary: Option<Canary>,
@@ -59,6 +60,7 @@ impl DeviceBuilder {
             own_frames: false,
             accessed_bits: false,
             can_fence: true,
+            memory_survives: false,
             latency_ns: 10_000,
             bytes_per_us: 16_000,
             canary: None,
@@ -128,6 +130,13 @@ impl DeviceBuilder {
     /// It cannot stop a context by force.
     pub fn without_fence(mut self) -> Self {
         self.can_fence = false;
+        self
+    }
+
+    /// Its memory and copy engine outlive it, as where the host side owns them: what a dead device holds can still be copied home, and is there
+    /// when it is revived.
+    pub fn memory_survives(mut self) -> Self {
+        self.memory_survives = true;
         self
     }
 

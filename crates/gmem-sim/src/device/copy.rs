@@ -58,7 +58,7 @@ impl SimDevice {
         moved(0);
         sched::yield_point(Reason::Inside("copy"));
         check();
-        let died = self.is_dead() && !was_dead;
+        let died = self.is_dead() && !was_dead && !self.is.memory_survives;
         if fail || died {
             self.is.sim.memory_write(PhysAddr { addr: dst.addr + half, ..dst }, &scribble(half as usize));
             return if died { Err(DeviceError::Dead) } else { Ok(()) };

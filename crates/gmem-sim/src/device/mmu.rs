@@ -100,6 +100,8 @@ impl Mmu for SimDevice {
         let mut contexts = lock(&self.contexts);
         if called == Err(DeviceError::Dead) {
             contexts.gone.remove(&pmap);
+            drop(contexts);
+            self.peer_forget(pmap);
             return called;
         }
         let context = contexts.context(pmap);
@@ -140,7 +142,10 @@ impl Mmu for SimDevice {
         );
         let mut contexts = lock(&self.contexts);
         contexts.assert_range("pmap_enter", pmap, mapping.range());
-        assert!(!contexts.context(pmap).fenced, "pmap_enter in {pmap}, which is fenced");
+        if contexts.context(pmap).fenced {
+            // Who enters a mapping cannot know that another thread of control has just had the context stopped.
+            return Err(DeviceError::Dead);
+        }
         self.assert_mappable(&mut contexts, pmap, mapping);
         if self.is.canary != Some(Canary::ForgetsMappings) {
             contexts.enter(&mut lock(&self.is.sim.index), pmap, mapping);

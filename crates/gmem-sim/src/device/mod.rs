@@ -23,7 +23,7 @@ use crate::{Callback, Injected, sched};
 use contexts::Contexts;
 use frames::FrameMap;
 use gmem_hal::{
-    Capabilities, CopyEngine, Device, DeviceError, DeviceId, DeviceInfo, Frames, HnodeId, Mmu, Peer, PeerError, PhysAddr, PhysRange,
+    Capabilities, CopyEngine, Device, DeviceError, DeviceId, DeviceInfo, Frames, HnodeId, Mmu, Modes, Peer, PeerError, PhysAddr, PhysRange,
     PmapId, Prot, SpaceId, Upcalls, VirtAddr,
 };
 use peer::PeerState;
@@ -139,17 +139,24 @@ impl SimDevice {
         let all: Vec<PmapId> = contexts.live.keys().copied().collect();
         for pmap in all {
             contexts.forget(&mut index, pmap);
-            contexts.live.remove(&pmap);
+            if contexts.live.remove(&pmap).is_some_and(|context| context.suspect) {
+                // The core gave it up before it died, and may not know what it holds.
+                self.is.sim.add_runaway(pmap);
+            }
             contexts.gone.insert(pmap);
         }
     }
 
-    /// It works again, empty: no context, and nothing of its memory's content. Calls about contexts from before still answer [`DeviceError::Dead`].
+    /// It works again, empty: no context and, unless its memory survives, nothing of its memory's content. Calls about contexts from before still answer
+    /// [`DeviceError::Dead`].
     pub fn revive(&self) {
         self.is.sim.event("revive", [u64::from(self.number), 0, 0, 0]);
         let mut life = lock(&self.life);
         life.dead = false;
         life.current = None;
+        if self.is.memory_survives {
+            return;
+        }
         self.dram.power_cycle();
         lock(&self.frames).clear();
         lock(&self.peer).clear();
@@ -179,7 +186,8 @@ impl SimDevice {
     fn peer_call(&self, callback: Callback, args: [u64; 3]) -> Result<(), PeerError> {
         let injected = self.is.sim.callback(callback, Some(self.number), args);
         self.assert_running(callback.name());
-        if self.is_dead() {
+        let outlives = self.is.memory_survives && matches!(callback, Callback::Zero | Callback::Copy);
+        if self.is_dead() && !outlives {
             return Err(DeviceError::Dead.into());
         }
         let error = match injected {
@@ -206,6 +214,13 @@ impl SimDevice {
         let life = lock(&self.life);
         assert!(life.core.is_some() || what == "device_start", "{what} on device {:?} before it was started", self.is.info.name);
         assert!(!life.stopped, "{what} on device {:?} after it was stopped", self.is.info.name);
+    }
+
+    /// The driver took a range of its memory back from the core, which may use the number for another memory from now on.
+    pub fn memory_unregistered(&self, hnode: HnodeId) {
+        self.note("memory_unregistered", [u64::from(hnode.0), 0, 0]);
+        lock(&self.life).memory.retain(|(h, _)| *h != hnode);
+        lock(&self.is.sim.pools).remove(&hnode);
     }
 
     /// The range of a registered pool of its memory.
@@ -265,7 +280,14 @@ impl Device for SimDevice {
         lock(&self.life).switch_refused = called.is_err();
         called?;
         if let Some(pmap) = pmap {
-            lock(&self.contexts).context(pmap);
+            let mut contexts = lock(&self.contexts);
+            if contexts.gone.contains(&pmap) {
+                return Err(DeviceError::Dead);
+            }
+            // In SHARE mode the table is another device's, which alone knows it.
+            if !self.is.info.modes.contains(Modes::SHARE) {
+                contexts.context(pmap);
+            }
         }
         let mut life = lock(&self.life);
         life.current = pmap;

@@ -132,6 +132,21 @@ impl SimDevice {
         }
     }
 
+    /// A peer whose memory outlives it touches nothing any more, so its bytes are there to be copied.
+    fn unmap_of_the_dead(&self, request: &PeerUnmap) -> Result<(), DeviceError> {
+        let PeerUnmap { pmap, va, len, copy } = *request;
+        if !self.is.memory_survives {
+            return Err(DeviceError::Dead);
+        }
+        let Some(page) = lock(&self.peer).pages.get(&(pmap, va.get())).copied() else { return Ok(()) };
+        if let Some(home) = copy {
+            self.transfer(home, Some(page.frame), len, false)?;
+        }
+        lock(&self.peer).pages.remove(&(pmap, va.get()));
+        lock(&self.frames).free(page.frame.addr, page.size);
+        Ok(())
+    }
+
     fn peer_alloc(&self, size: PageSize) -> Result<PhysAddr, PeerError> {
         let hnode = lock(&self.peer).hnode;
         let mut tried = BTreeSet::new();
@@ -248,6 +263,9 @@ impl Peer for SimDevice {
         let filled = self.transfer(frame, copy, len, false);
         sched::yield_point(Reason::Inside("peer_map"));
         if self.peer_gone(pmap) || filled.is_err() {
+            if self.is.memory_survives {
+                lock(&self.frames).free(frame.addr, size);
+            }
             return Err(DeviceError::Dead.into());
         }
         let page = Page { frame, size, used: lock(&self.peer).tick(), evicting: false };
@@ -260,7 +278,7 @@ impl Peer for SimDevice {
         let PeerUnmap { pmap, va, len, copy } = *request;
         let called = self.call(Callback::PeerUnmap, [pmap.0, va.get(), copy.map_or(0, |home| home.addr)]);
         if called == Err(DeviceError::Dead) || lock(&self.contexts).gone.contains(&pmap) {
-            return Err(DeviceError::Dead);
+            return self.unmap_of_the_dead(request);
         }
         let range = page_range(va, len);
         self.assert_reserved("unmap", pmap, range);

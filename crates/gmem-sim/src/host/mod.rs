@@ -128,7 +128,7 @@ impl Host for SimHost {
         assert!(range.is_aligned(attrs.page_size), "region_map of {range}, which is not a range of pages of {}", attrs.page_size);
         self.with(space, |state, _| {
             assert!(!state.has_region(range), "region_map of {range} over another region");
-            state.regions.insert(range.start().get(), Region { end: range.end().get(), attrs });
+            state.regions.insert(range.start().get(), Region { end: range.end().get(), attrs, before: None });
         });
         Ok(())
     }
@@ -149,11 +149,18 @@ impl Host for SimHost {
     }
 
     fn region_protect(&self, space: &SimSpace, region: &Pages) -> Result<(), HostError> {
-        self.call(Callback::RegionProtect, space, region.range)?;
+        let undoing = self.with(space, |state, _| state.is_undoing(region));
+        if undoing {
+            self.note("region_protect", space, region.range);
+        } else {
+            self.call(Callback::RegionProtect, space, region.range)?;
+        }
         self.with(space, |state, rng| {
             state.assert_pages("region_protect", region);
             state.split_at_ends(region.range);
-            state.regions.get_mut(&region.range.start().get()).expect("the region was just split there").attrs.prot = region.attrs.prot;
+            let changed = state.regions.get_mut(&region.range.start().get()).expect("the region was just split there");
+            changed.before = (!undoing).then_some(changed.attrs.prot);
+            changed.attrs.prot = region.attrs.prot;
             // The contract leaves open whether pages stay mapped: let the seed say so, that nobody relies on either.
             let drop_all = rng.coin();
             for page in grains(region.range) {

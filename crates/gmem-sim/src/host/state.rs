@@ -13,6 +13,8 @@ const WINDOW_SHIFT: u32 = 43;
 pub(super) struct Region {
     pub(super) end: u64,
     pub(super) attrs: RegionAttrs,
+    /// What `attrs.prot` was before it was last changed, until that is undone or the region is split.
+    pub(super) before: Option<Prot>,
 }
 
 /// One address space.
@@ -164,11 +166,18 @@ impl SpaceState {
                 && start < at
                 && at < region.end
             {
-                let rest = Region { end: region.end, attrs: region.attrs };
+                let rest = Region { end: region.end, attrs: region.attrs, before: None };
                 region.end = at;
+                region.before = None;
                 self.regions.insert(at, rest);
             }
         }
+    }
+
+    /// Whether a change of what the CPU may do would undo the one before: the contract says that it cannot fail.
+    pub(super) fn is_undoing(&self, pages: &Pages) -> bool {
+        let region = self.regions.get(&pages.range.start().get());
+        region.is_some_and(|r| r.end == pages.range.end().get() && r.before == Some(pages.attrs.prot))
     }
 
     /// Whether a region overlaps `range`.

@@ -24,11 +24,23 @@ pub struct Weights {
     pub pin: u32,
     pub unpin: u32,
     pub switch: u32,
+    pub launch: u32,
+    pub lose: u32,
+    pub limit: u32,
+    pub memory: u32,
+    pub kernel_pin: u32,
+    pub kernel_unpin: u32,
 }
 
 impl Default for Weights {
-    /// Mostly accesses, which is what finds wrong bytes; the calls that change the world a few times in a hundred each.
     fn default() -> Self {
+        Self::usual()
+    }
+}
+
+impl Weights {
+    /// Mostly accesses, which is what finds wrong bytes; the calls that change the world a few times in a hundred each.
+    pub const fn usual() -> Self {
         Self {
             map: 4,
             unmap: 2,
@@ -45,12 +57,21 @@ impl Default for Weights {
             pin: 1,
             unpin: 2,
             switch: 1,
+            launch: 0,
+            lose: 0,
+            limit: 0,
+            memory: 0,
+            kernel_pin: 0,
+            kernel_unpin: 0,
         }
     }
-}
 
-impl Weights {
-    const fn list(&self) -> [u32; 15] {
+    /// Everything that can happen to a world of simulated devices, whose memory survives them.
+    pub const fn everything() -> Self {
+        Self { launch: 6, lose: 1, limit: 1, memory: 1, kernel_pin: 1, kernel_unpin: 2, attach: 6, ..Self::usual() }
+    }
+
+    const fn list(&self) -> [u32; 21] {
         let Self {
             map,
             unmap,
@@ -67,8 +88,36 @@ impl Weights {
             pin,
             unpin,
             switch,
+            launch,
+            lose,
+            limit,
+            memory,
+            kernel_pin,
+            kernel_unpin,
         } = *self;
-        [map, unmap, protect, cpu_read, cpu_write, dev_read, dev_write, attach, detach, evict, prefetch, discard, pin, unpin, switch]
+        [
+            map,
+            unmap,
+            protect,
+            cpu_read,
+            cpu_write,
+            dev_read,
+            dev_write,
+            attach,
+            detach,
+            evict,
+            prefetch,
+            discard,
+            pin,
+            unpin,
+            switch,
+            launch,
+            lose,
+            limit,
+            memory,
+            kernel_pin,
+            kernel_unpin,
+        ]
     }
 }
 
@@ -107,7 +156,13 @@ impl Generator {
             11 => self.discard(model, wild),
             12 => Op::Pin(self.short_run(model)),
             13 => self.unpin(model),
-            _ => Op::Switch(device, self.rng.coin().then(|| self.space_of(model, device, wild))),
+            14 => Op::Switch(device, self.rng.coin().then(|| self.space_of(model, device, wild))),
+            15 => self.launch(model, device, wild),
+            16 => Op::Lose(device, self.rng.coin()),
+            17 => Op::Limit(device, model.shape().frames / 2 + self.rng.below(model.shape().frames / 2 + 1)),
+            18 => Op::Memory(device),
+            19 => Op::KernelPin(Spot { offset: 0, len: 1, ..self.spot(model, None, wild) }),
+            _ => Op::KernelUnpin(self.kernel_pinned(model)),
         }
     }
 
@@ -115,7 +170,7 @@ impl Generator {
         self.rng.index(model.shape().spaces.len())
     }
 
-    /// An address space that the device is attached to, if there is one.
+    /// An address space that the device is attached to, if there is one: most of the time one where it works.
     fn space_of(&mut self, model: &Model, device: usize, wild: bool) -> usize {
         let attached: Vec<usize> = (0..model.shape().spaces.len()).filter(|s| model.attached(*s, device).is_some()).collect();
         if wild || attached.is_empty() { self.space(model) } else { attached[self.rng.index(attached.len())] }
@@ -206,6 +261,27 @@ impl Generator {
         let run = self.run(model, wild);
         // What discarding a pinned page means is left open, and the model cannot follow what is open.
         if model.is_pinned(&run) { self.unpin(model) } else { Op::Discard(run) }
+    }
+
+    /// A launch on some pages of a region, few enough that half of the device's memory holds them.
+    fn launch(&mut self, model: &Model, device: usize, wild: bool) -> Op {
+        let spot = self.spot(model, Some(device), wild);
+        let region = model.region_of(spot.space, spot.page);
+        let end = region.map_or(spot.page + 1, |region| region.first + region.count);
+        let most = (end - spot.page).min(model.shape().frames / 4).max(1);
+        let run = PageRun { space: spot.space, first: spot.page, count: 1 + self.rng.below(most) };
+        Op::Launch(device, run, spot, self.rng.draw() as u8)
+    }
+
+    /// A page that the kernel pins, if there is one.
+    fn kernel_pinned(&mut self, model: &Model) -> Spot {
+        let spot = |space, page| Spot { space, page, offset: 0, len: 1 };
+        for (space, shape) in model.shape().spaces.iter().enumerate() {
+            if let Some(page) = (0..shape.pages).find(|page| model.is_kernel_pinned(space, *page)) {
+                return spot(space, page);
+            }
+        }
+        spot(0, self.rng.below(model.shape().spaces[0].pages))
     }
 
     /// Takes a pin back from the first run of pinned pages, if there is one.

@@ -12,6 +12,8 @@ struct Page {
     /// What it may contain, never nothing: one content, and one more for each discard that was refused and may have come that far.
     contents: Vec<Content>,
     pins: u32,
+    /// How often the kernel holds it for I/O: it cannot leave its home.
+    kernel_pins: u32,
 }
 
 /// The bytes of a page; none is all zeros.
@@ -19,7 +21,7 @@ type Content = Option<Box<[u8]>>;
 
 impl Page {
     fn unmapped() -> Self {
-        Self { region: None, prot: None, contents: vec![None], pins: 0 }
+        Self { region: None, prot: None, contents: vec![None], pins: 0, kernel_pins: 0 }
     }
 }
 
@@ -46,6 +48,8 @@ pub struct Model {
     pages: Vec<Vec<Page>>,
     /// Per address space and device.
     attached: Vec<Vec<Option<Mode>>>,
+    /// The same: the context was lost with its device, and does nothing until it is detached.
+    lost: Vec<Vec<bool>>,
     regions: u32,
 }
 
@@ -54,7 +58,8 @@ impl Model {
     pub fn new(shape: Shape) -> Self {
         let pages = shape.spaces.iter().map(|s| vec![Page::unmapped(); s.pages as usize]).collect();
         let attached = vec![vec![None; shape.devices.len()]; shape.spaces.len()];
-        Self { shape, pages, attached, regions: 0 }
+        let lost = vec![vec![false; shape.devices.len()]; shape.spaces.len()];
+        Self { shape, pages, attached, lost, regions: 0 }
     }
 
     /// The size of the world.
@@ -65,6 +70,16 @@ impl Model {
     /// How a device is attached to an address space.
     pub fn attached(&self, space: usize, device: usize) -> Option<Mode> {
         self.attached[space][device]
+    }
+
+    /// Whether a device is attached to an address space and can do something there.
+    pub fn works(&self, space: usize, device: usize) -> bool {
+        self.attached[space][device].is_some() && !self.lost[space][device]
+    }
+
+    /// Whether the kernel pins a page.
+    pub fn is_kernel_pinned(&self, space: usize, page: u64) -> bool {
+        self.pages[space][page as usize].kernel_pins > 0
     }
 
     /// What may be done to a page; `None` if it is not mapped.
@@ -118,7 +133,27 @@ impl Model {
     }
 
     fn sense_of_device(&self, device: usize, spot: &Spot, access: Access) -> Sense {
-        if self.attached[spot.space][device].is_none() { Sense::Invalid } else { self.sense_of_access(spot, access) }
+        let mode = self.attached[spot.space][device];
+        let open = self.pages[spot.space][spot.page as usize].kernel_pins > 0
+            // The one whose table it shares may be gone.
+            || mode == Some(Mode::Share) && self.lost[spot.space].contains(&true);
+        match self.sense_of_access(spot, access) {
+            _ if !self.works(spot.space, device) => Sense::Invalid,
+            Sense::Valid if open => Sense::Open,
+            sense => sense,
+        }
+    }
+
+    fn sense_of_launch(&self, device: usize, run: &PageRun) -> Sense {
+        let senses = (run.first..run.first + run.count).map(|page| {
+            let spot = Spot { space: run.space, page, offset: 0, len: 1 };
+            self.sense_of_device(device, &spot, Access::Write)
+        });
+        senses.fold(Sense::Valid, |all, one| match (all, one) {
+            (Sense::Invalid, _) | (_, Sense::Invalid) => Sense::Invalid,
+            (Sense::Open, _) | (_, Sense::Open) => Sense::Open,
+            _ => Sense::Valid,
+        })
     }
 
     fn sense(&self, op: &Op) -> Sense {
@@ -131,6 +166,7 @@ impl Model {
                 if free && replicated && *backing == Backing::Private { Sense::Open } else { valid_if(free) }
             }
             Op::Unmap(run) | Op::Discard(run) if self.is_pinned(run) => Sense::Open,
+            Op::Discard(run) if self.run(run).iter().any(|page| page.kernel_pins > 0) => Sense::Open,
             Op::Unmap(run) | Op::Protect(run, _) | Op::Discard(run) => self.sense_of_run(run),
             Op::Prefetch(run, Some(device)) if self.attached[run.space][*device].is_none() => match self.sense_of_run(run) {
                 Sense::Valid => Sense::Invalid,
@@ -153,9 +189,22 @@ impl Model {
             Op::Detach(space, device) => match self.attached[*space][*device] {
                 None => Sense::Invalid,
                 Some(_) if self.pages[*space].iter().any(|page| page.pins > 0) => Sense::Open,
+                // Another may share its table.
+                Some(mode) if mode != Mode::Share && self.attached[*space].contains(&Some(Mode::Share)) => Sense::Open,
                 Some(_) => Sense::Valid,
             },
-            Op::Evict(..) => Sense::Valid,
+            Op::Evict(..) | Op::Lose(..) => Sense::Valid,
+            Op::Launch(device, run, ..) => self.sense_of_launch(*device, run),
+            Op::Limit(..) | Op::Memory(_) | Op::KernelUnpin(_) => Sense::Open,
+            Op::KernelPin(spot) if !self.shape.spaces[spot.space].cpu_visible => Sense::Invalid,
+            Op::KernelPin(spot) => self.sense_of_access(spot, Access::Read),
+            Op::Switch(device, Some(space)) if self.lost[*space].iter().any(|lost| *lost) => {
+                if self.attached[*space][*device].is_some() {
+                    Sense::Open
+                } else {
+                    Sense::Invalid
+                }
+            }
             Op::Switch(device, space) => valid_if(space.is_none_or(|space| self.attached[space][*device].is_some())),
         }
     }
@@ -224,11 +273,25 @@ impl Model {
             Op::Protect(run, prot) => self.run_mut(run).iter_mut().filter(|p| p.prot.is_some()).for_each(|p| p.prot = Some(*prot)),
             Op::CpuWrite(spot, fill) | Op::DevWrite(_, spot, fill) => self.store(spot, *fill),
             Op::Attach { space, device, mode, .. } => self.attached[*space][*device] = Some(*mode),
-            Op::Detach(space, device) => self.attached[*space][*device] = None,
+            Op::Detach(space, device) => {
+                self.attached[*space][*device] = None;
+                self.lost[*space][*device] = false;
+            }
+            Op::Launch(_, _, spot, fill) => self.store(spot, *fill),
+            Op::Lose(device, _) => {
+                for (attached, lost) in self.attached.iter().zip(&mut self.lost) {
+                    lost[*device] |= attached[*device].is_some_and(|mode| mode != Mode::Share);
+                }
+            }
+            Op::KernelPin(spot) => self.pages[spot.space][spot.page as usize].kernel_pins += 1,
+            Op::KernelUnpin(spot) => {
+                let pins = &mut self.pages[spot.space][spot.page as usize].kernel_pins;
+                *pins = pins.saturating_sub(1);
+            }
             Op::Discard(run) => self.run_mut(run).iter_mut().for_each(|page| page.contents = vec![None]),
             Op::Pin(run) => self.run_mut(run).iter_mut().filter(|p| p.region.is_some()).for_each(|p| p.pins += 1),
             Op::Unpin(run) => self.run_mut(run).iter_mut().for_each(|page| page.pins = page.pins.saturating_sub(1)),
-            Op::CpuRead(_) | Op::DevRead(..) | Op::Evict(..) | Op::Prefetch(..) | Op::Switch(..) => {}
+            Op::CpuRead(_) | Op::DevRead(..) | Op::Evict(..) | Op::Prefetch(..) | Op::Switch(..) | Op::Limit(..) | Op::Memory(_) => {}
         }
     }
 
@@ -245,7 +308,7 @@ impl Model {
     pub fn sweep(&self) -> Vec<Op> {
         let mut ops = Vec::new();
         for (space, pages) in self.pages.iter().enumerate() {
-            let device = self.attached[space].iter().position(Option::is_some);
+            let device = (0..self.shape.devices.len()).find(|device| self.works(space, *device));
             for (page, _) in pages.iter().enumerate().filter(|(_, p)| p.prot.is_some_and(|prot| prot.allows(Access::Read))) {
                 let spot = Spot { space, page: page as u64, offset: 0, len: self.shape.page_size.bytes() };
                 match device {

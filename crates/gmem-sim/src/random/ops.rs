@@ -24,6 +24,8 @@ pub struct Shape {
     pub devices: Vec<Vec<Mode>>,
     /// The backing of the regions, drawn from these.
     pub backings: Vec<Backing>,
+    /// How many pages each device has room for.
+    pub frames: u64,
 }
 
 impl Shape {
@@ -36,6 +38,7 @@ impl Shape {
             spaces: vec![space(0x10_0000_0000, 96, true), space(0x20_0000_0000, 96, true), space(0x10_0000_0000, 64, false)],
             devices: vec![vec![Mode::CoherentExclusive]; 4],
             backings: vec![Backing::Shared],
+            frames: 32,
         }
     }
 
@@ -131,6 +134,19 @@ pub enum Op {
     Unpin(PageRun),
     /// Make the context of this address space the current one of a device.
     Switch(usize, Option<usize>),
+    /// A launch on a device that says what it touches: the pages are brought in and held, memory is short meanwhile, the device stores
+    /// [`Spot::bytes`] to one of them, and the hold ends.
+    Launch(usize, PageRun, Spot, u8),
+    /// A device dies, and works again; its memory survives. It says so at once or leaves the core to find out.
+    Lose(usize, bool),
+    /// Cap a device's memory at so many pages.
+    Limit(usize, u64),
+    /// Take the last pool of a device's memory back, or register it again.
+    Memory(usize),
+    /// The kernel pins the page of these bytes for I/O.
+    KernelPin(Spot),
+    /// It takes one such pin back.
+    KernelUnpin(Spot),
 }
 
 /// Why an operation was refused.

@@ -149,6 +149,9 @@ impl World for Flat {
             Op::Evict(..) | Op::Prefetch(..) => Outcome::Done,
             Op::Switch(device, Some(space)) if !self.attached[space][device] => invalid,
             Op::Switch(..) => Outcome::Done,
+            Op::Launch(..) | Op::Lose(..) | Op::Limit(..) | Op::Memory(_) | Op::KernelPin(_) | Op::KernelUnpin(_) => {
+                unreachable!("no weight is on it")
+            }
         }
     }
 }

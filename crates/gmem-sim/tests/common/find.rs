@@ -1,15 +1,15 @@
 //! Looking for a failure by many seeds, and telling it in few operations.
 
 use super::CoreWorld;
+use super::worlds::{Kind, STANDARD};
 use gmem_sim::Sim;
-use gmem_sim::random::{Generator, Op, Shape, Tolerance, Weights, explore, replay, shrink};
+use gmem_sim::random::{Generator, Op, Tolerance, Weights, explore, replay, shrink};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 /// One kind of run.
 pub struct Hunt {
-    pub world: fn(u64) -> CoreWorld,
-    pub shape: Shape,
+    pub kind: Kind,
     pub weights: Weights,
     pub steps: usize,
     pub tolerance: Tolerance,
@@ -19,14 +19,7 @@ pub struct Hunt {
 
 impl Default for Hunt {
     fn default() -> Self {
-        Self {
-            world: CoreWorld::standard,
-            shape: Shape::standard(),
-            weights: Weights::default(),
-            steps: 2000,
-            tolerance: Tolerance::default(),
-            prepare: Box::new(|_, _| {}),
-        }
+        Self { kind: STANDARD, weights: Weights::default(), steps: 2000, tolerance: Tolerance::default(), prepare: Box::new(|_, _| {}) }
     }
 }
 
@@ -48,17 +41,17 @@ impl Hunt {
                 Ok(Err(why)) => why,
                 Err(panic) => text(&*panic),
             };
-            eprintln!("seed {seed} failed after {} operations: {why}", ops.len());
+            eprintln!("{}, seed {seed} failed after {} operations: {why}", self.kind.name, ops.len());
             self.tell(seed, ops);
             panic!("seed {seed}: {why}");
         }
     }
 
     fn explore(&self, seed: u64, ops: &mut Vec<Op>) -> Result<(), String> {
-        let mut world = (self.world)(seed);
+        let mut world = self.kind.make(&Sim::new(seed));
         (self.prepare)(&world, seed);
         let mut generator = Generator::new(seed, self.weights);
-        let result = explore(&mut world, &self.shape, &mut generator, self.steps, self.tolerance, ops);
+        let result = explore(&mut world, &self.kind.shape(), &mut generator, self.steps, self.tolerance, ops);
         result.map_err(|failure| failure.to_string())?;
         world.sim.clear_failures();
         world.tear_down();
@@ -67,11 +60,11 @@ impl Hunt {
 
     /// Runs a list of operations again. Answers the machine, and what went wrong.
     fn replay(&self, seed: u64, ops: &[Op]) -> (Arc<Sim>, Result<(), String>) {
-        let mut world = (self.world)(seed);
+        let mut world = self.kind.make(&Sim::new(seed));
         let sim = world.sim.clone();
         let result = catch_unwind(AssertUnwindSafe(|| {
             (self.prepare)(&world, seed);
-            let result = replay(&mut world, &self.shape, ops, self.tolerance).map_err(|failure| failure.to_string());
+            let result = replay(&mut world, &self.kind.shape(), ops, self.tolerance).map_err(|failure| failure.to_string());
             result.map(|_| {
                 world.sim.clear_failures();
                 world.tear_down();

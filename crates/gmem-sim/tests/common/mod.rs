@@ -3,20 +3,25 @@
 
 mod check;
 pub mod find;
+mod perform;
 mod refusal;
+pub mod scripts;
+pub mod worlds;
 
-use gmem_core::{Core, MapRequest};
-use gmem_hal::{Access, Capabilities, DeviceId, DeviceInfo, HnodeId, Mode, PageSize, RegionAttrs, SpaceId};
-use gmem_sim::random::{self, Op, Outcome, PageRun, Refusal, Shape, Spot, World};
-use gmem_sim::{Account, Canary, DeviceBuilder, Sim, SimDevice, SimHost, SimPlatform};
-use refusal::{Refuse, outcome};
+use gmem_core::Core;
+use gmem_hal::{DeviceId, HnodeId, PageSize, PhysRange, SpaceId};
+use gmem_sim::random::{Op, Outcome, Shape, World};
+use gmem_sim::{Account, Callback, Canary, DeviceBuilder, Sim, SimDevice, SimHost, SimPlatform};
+use std::cell::RefCell;
+use std::fmt::Debug;
 use std::sync::Arc;
 
 /// A device of a world.
 pub struct Member {
     pub device: Arc<SimDevice>,
     pub id: DeviceId,
-    pub hnode: HnodeId,
+    /// The pools of its memory; the last one comes and goes.
+    pub pools: RefCell<Vec<(PhysRange, Option<HnodeId>)>>,
 }
 
 /// The core, its machine, and the ids of what a [`Shape`] names by indices.
@@ -33,17 +38,35 @@ pub struct CoreWorld {
     steps: u64,
 }
 
+/// How many calls were made to fail so far.
+pub fn injected(sim: &Sim) -> u64 {
+    Callback::ALL.iter().map(|callback| sim.coverage(*callback).failed).sum()
+}
+
+/// Makes a call that works, or that an injection refuses; then once more.
+fn insist<T, E: Debug>(sim: &Sim, device: Option<&SimDevice>, call: impl Fn() -> Result<T, E>) -> T {
+    let before = injected(sim);
+    call().unwrap_or_else(|error| {
+        assert_ne!(injected(sim), before, "a call failed by itself: {error:?}");
+        if let Some(device) = device.filter(|device| device.is_dead()) {
+            device.report_lost();
+            device.revive();
+        }
+        call().unwrap_or_else(|error| panic!("a call fails although nothing does any more: {error:?}"))
+    })
+}
+
 impl CoreWorld {
-    /// A world of this shape on `sim`, with one device per builder.
-    pub fn new(sim: &Arc<Sim>, shape: &Shape, builders: Vec<DeviceBuilder>) -> Self {
+    /// A world of this shape on `sim`, with one device per builder, each with so many pools of memory.
+    pub fn new(sim: &Arc<Sim>, shape: &Shape, builders: Vec<DeviceBuilder>, pools: u64) -> Self {
         assert_eq!(shape.devices.len(), builders.len(), "the shape has as many devices as there are");
         let platform = SimPlatform::new(sim);
         let account = platform.account();
         let core = Core::new(platform);
-        let members = builders.into_iter().map(|builder| member(&core, builder)).collect();
-        let space = |i| {
+        let members = builders.into_iter().map(|builder| member(sim, &core, builder, pools)).collect();
+        let space = |i: usize| {
             let range = shape.space_range(i).align_outward(PageSize::Size2M).expect("it does not wrap");
-            core.space_create(range, shape.spaces[i].cpu_visible).expect("an address space can be made")
+            insist(sim, None, || core.space_create(range, shape.spaces[i].cpu_visible))
         };
         let spaces = (0..shape.spaces.len()).map(space).collect();
         Self {
@@ -59,84 +82,14 @@ impl CoreWorld {
         }
     }
 
-    /// The standard world: [`Shape::standard`] with four exclusive devices of 32 pages each that differ in everything else.
+    /// The standard world of a seed.
     pub fn standard(seed: u64) -> Self {
-        Self::with_canary(seed, None)
+        worlds::STANDARD.make(&Sim::new(seed))
     }
 
     /// The standard world, with a defect in each of its devices.
     pub fn with_canary(seed: u64, canary: Option<Canary>) -> Self {
-        let sim = Sim::new(seed);
-        let memory = PageSize::Size4K.bytes() * 32;
-        let device = |name| SimDevice::builder(&sim, name).memory(gmem_hal::ByteLen(memory)).modes(gmem_hal::Modes::COHERENT_EXCLUSIVE);
-        let builders = vec![
-            device("plain").caches_absent(),
-            device("small cache").tlb_entries(4).accessed_bits().reaches_peers(),
-            device("own frames").own_frames().without_fence(),
-            device("peer").capabilities(Capabilities::REPLAYABLE | Capabilities::PEER),
-        ];
-        let builders = builders.into_iter().map(|b| canary.into_iter().fold(b, DeviceBuilder::canary)).collect();
-        Self::new(&sim, &Shape::standard(), builders)
-    }
-
-    fn load(&self, op: Op) -> Outcome {
-        let (Op::CpuRead(spot) | Op::DevRead(_, spot)) = op else { unreachable!("{op:?} is no load") };
-        let mut bytes = vec![0; spot.len as usize];
-        let va = self.shape.va(&spot);
-        let result = match op {
-            Op::DevRead(device, spot) => match self.table(device, &spot) {
-                Table::None => Err(gmem_hal::FaultError::NotAttached),
-                Table::GivenUp => Err(gmem_hal::FaultError::Fenced),
-                Table::Cpu => random::cpu_read(&self.host, &*self.core, va, &mut bytes),
-                Table::Of(by, pmap) => {
-                    random::device_read(&self.members[by].device, self.members[device].id, &*self.core, pmap, va, &mut bytes)
-                }
-            },
-            _ => random::cpu_read(&self.host, &*self.core, va, &mut bytes),
-        };
-        match result {
-            Ok(()) => Outcome::Loaded(bytes),
-            Err(error) => Outcome::Refused(error.refuse()),
-        }
-    }
-
-    fn store(&self, device: Option<usize>, spot: &Spot, fill: u8) -> Outcome {
-        let va = self.shape.va(spot);
-        let bytes = spot.bytes(fill);
-        outcome(match device.map(|device| (device, self.table(device, spot))) {
-            Some((_, Table::None)) => Err(gmem_hal::FaultError::NotAttached),
-            Some((_, Table::GivenUp)) => Err(gmem_hal::FaultError::Fenced),
-            None | Some((_, Table::Cpu)) => random::cpu_write(&self.host, &*self.core, va, &bytes),
-            Some((device, Table::Of(by, pmap))) => {
-                random::device_write(&self.members[by].device, self.members[device].id, &*self.core, pmap, va, &bytes)
-            }
-        })
-    }
-
-    /// The table by which a device sees an address space. The core tells a driver the table it made; here the devices are asked.
-    fn table(&self, device: usize, spot: &Spot) -> Table {
-        let space = self.spaces[spot.space];
-        let member = &self.members[device];
-        if let Some(pmap) = member.device.pmap_for(space) {
-            // The core launches nothing on a context that it gave up.
-            return if member.device.is_given_up(pmap) { Table::GivenUp } else { Table::Of(device, pmap) };
-        }
-        if !self.shape.devices[device].contains(&Mode::Share) {
-            return Table::None;
-        }
-        let cookie = gmem_hal::Device::info(&*member.device).mmu_cookie;
-        if cookie == DeviceInfo::CPU_COOKIE {
-            return Table::Cpu;
-        }
-        let same = |m: &Member| gmem_hal::Device::info(&*m.device).mmu_cookie == cookie;
-        let owner = self.members.iter().position(|m| same(m) && m.device.pmap_for(space).is_some());
-        owner.and_then(|by| Some(Table::Of(by, self.members[by].device.pmap_for(space)?))).unwrap_or(Table::None)
-    }
-
-    fn map(&self, run: &PageRun, prot: gmem_hal::Prot, backing: gmem_hal::Backing) -> Outcome {
-        let range = self.shape.range(run);
-        let attrs = RegionAttrs { prot, page_size: self.shape.page_size, backing, ..RegionAttrs::default() };
-        outcome(self.core.map(self.spaces[run.space], &MapRequest { len: range.len(), at: Some(range.start()), attrs }))
+        worlds::STANDARD.make_with(&Sim::new(seed), canary)
     }
 
     /// What a service thread would do between operations.
@@ -152,7 +105,7 @@ impl CoreWorld {
             for member in &self.members {
                 let _ = self.core.detach(*space, member.id);
             }
-            self.core.space_destroy(*space).unwrap_or_else(|e| panic!("{space} cannot be destroyed: {e}"));
+            insist(&self.sim, None, || self.core.space_destroy(*space));
         }
         for member in &self.members {
             assert_eq!(member.device.contexts(), 0, "{} has contexts left", member.id);
@@ -167,52 +120,15 @@ impl CoreWorld {
     }
 }
 
-enum Table {
-    None,
-    GivenUp,
-    Cpu,
-    Of(usize, gmem_hal::PmapId),
-}
-
-fn member(core: &Arc<Core<SimPlatform>>, builder: DeviceBuilder) -> Member {
+fn member(sim: &Sim, core: &Arc<Core<SimPlatform>>, builder: DeviceBuilder, pools: u64) -> Member {
     let device = builder.build();
-    let id = core.device_create(device.clone()).expect("a device can be made");
-    let hnode = core.device_register_memory(id, device.memory()).expect("its memory can be registered");
-    Member { device, id, hnode }
-}
-
-impl CoreWorld {
-    /// Does one operation; several threads of control may at once.
-    pub fn perform(&self, op: &Op) -> Outcome {
-        let core = &self.core;
-        let space = |run: &PageRun| self.spaces[run.space];
-        let range = |run: &PageRun| self.shape.range(run);
-        let id = |device: usize| self.members[device].id;
-        let outcome = match *op {
-            Op::Map(run, prot, backing) => self.map(&run, prot, backing),
-            Op::Unmap(run) => outcome(core.unmap(space(&run), range(&run))),
-            Op::Protect(run, prot) => outcome(core.protect(space(&run), range(&run), prot)),
-            // The address may be another space's, which is what the CPU would touch.
-            Op::CpuRead(spot) | Op::CpuWrite(spot, _) if !self.shape.spaces[spot.space].cpu_visible => Outcome::Refused(Refusal::Invalid),
-            Op::CpuRead(_) | Op::DevRead(..) => self.load(*op),
-            Op::CpuWrite(spot, fill) => self.store(None, &spot, fill),
-            Op::DevWrite(device, spot, fill) => self.store(Some(device), &spot, fill),
-            Op::Attach { space, device, mode, activate } => outcome(core.attach(self.spaces[space], id(device), mode, activate)),
-            Op::Detach(space, device) => outcome(core.detach(self.spaces[space], id(device))),
-            Op::Evict(device, pages) => {
-                core.evict(self.members[device].hnode, pages);
-                self.members[device].device.peer_evict(pages);
-                Outcome::Done
-            }
-            Op::Prefetch(run, device) => outcome(core.prefetch(space(&run), range(&run), device.map(id), Access::Read)),
-            Op::Discard(run) => outcome(core.discard(space(&run), range(&run))),
-            Op::Pin(run) => outcome(core.pin(space(&run), range(&run))),
-            Op::Unpin(run) => outcome(core.unpin(space(&run), range(&run))),
-            Op::Switch(device, space) => outcome(core.switch(id(device), space.map(|space| self.spaces[space]))),
-        };
-        self.background();
-        outcome
-    }
+    let id = insist(sim, Some(&device), || core.device_create(device.clone()));
+    let all = device.memory();
+    let each = all.len().get() / pools;
+    let pool = |n| PhysRange { begin: all.begin + n * each, end: all.begin + (n + 1) * each };
+    let register = |range| (range, Some(insist(sim, Some(&device), || core.device_register_memory(id, range))));
+    let pools = RefCell::new((0..pools).map(pool).map(register).collect());
+    Member { device, id, pools }
 }
 
 impl World for CoreWorld {

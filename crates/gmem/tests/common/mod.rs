@@ -1,5 +1,5 @@
 //! What the tests of the facade share: a watchdog, children, words of unified memory, a count of what is left behind, and kernels.
-#![allow(dead_code, reason = "each test program uses its own part")]
+#![allow(dead_code, unused_imports, reason = "each test program uses its own part")]
 
 mod kernels;
 

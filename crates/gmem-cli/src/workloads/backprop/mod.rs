@@ -12,16 +12,30 @@ pub(crate) use train::{Epoch, Params, Trained};
 use crate::engine::{Engine, Plain};
 use crate::failure::Failure;
 use crate::progress;
-use crate::setup::Needs;
-use gmem::PageSize;
-use train::{buffer_bytes, launch_bytes, train};
+use crate::setup::{Needs, Setup};
+use gmem::{ByteLen, PageSize};
+use train::{buffer_bytes, launches, train};
 
 /// The share of held-out samples a finished training must recognize.
 pub(crate) const GOAL: f64 = 0.95;
 
 /// What backprop uses: by default in the smallest pages, because its data is small and pages are to travel.
 pub(crate) fn needs() -> Needs {
-    Needs { page_size: PageSize::Size4K, buffers: buffer_bytes(), launch: launch_bytes() }
+    Needs { page_size: PageSize::Size4K, buffers: buffer_bytes(), launches: launches() }
+}
+
+/// Checks that a launch can hold what it names, if it has to.
+pub(crate) fn fits(setup: &Setup) -> Result<(), Failure> {
+    let least = needs().launch(setup.page_size);
+    match setup.held_at_once() {
+        Some(held) if held < least => Err(Failure::Usage(format!(
+            "without replay a launch holds all the memory it names: --device-memory {} must be at least {} with pages of {}",
+            ByteLen(held),
+            ByteLen(least),
+            setup.page_size
+        ))),
+        _ => Ok(()),
+    }
 }
 
 /// Trains on `engine`.
@@ -134,6 +148,8 @@ mod tests {
         let managed = needs.managed(page).unwrap();
         let memory = needs.device_memory(page);
         assert!(memory <= managed / 4 && memory > managed / 4 - page.bytes());
-        assert!(memory >= launch_bytes().iter().map(|len| len.next_multiple_of(page.bytes())).sum());
+        assert!(memory >= needs.launch(page));
+        // With large pages every piece is a page, and the output layer touches seven.
+        assert_eq!(needs.device_memory(PageSize::Size2M), 9 * PageSize::Size2M.bytes());
     }
 }

@@ -67,10 +67,17 @@ pub(crate) fn buffer_bytes() -> Vec<u64> {
     samples.iter().chain(&layers).chain(&layers).chain(&batch).map(|n| (n * size_of::<f32>()) as u64).collect()
 }
 
-/// The pieces the most demanding launch touches: `back_hidden`, whose samples may lie across a page boundary.
-pub(crate) fn launch_bytes() -> Vec<u64> {
-    let samples = BATCH * PIXELS;
-    [samples, 1, BATCH * HIDDEN, HIDDEN * PIXELS, HIDDEN].iter().map(|n| (n * size_of::<f32>()) as u64).collect()
+/// The pieces that each kind of launch touches, in the order of [`step`]'s functions. Samples may lie across a page boundary, as may labels.
+pub(crate) fn launches() -> Vec<Vec<u64>> {
+    let (samples, hidden, delta) = ([BATCH * PIXELS, 1], BATCH * HIDDEN, BATCH * CLASSES);
+    let (first, second) = ([HIDDEN * PIXELS, HIDDEN], [CLASSES * HIDDEN, CLASSES]);
+    let launches = [
+        [&samples[..], &first, &[hidden]].concat(),
+        [&[hidden], &second[..], &[BATCH, 1], &[delta, BATCH]].concat(),
+        [&[hidden, second[0], delta][..], &second, &[hidden]].concat(),
+        [&samples[..], &[hidden], &first].concat(),
+    ];
+    launches.into_iter().map(|pieces| pieces.into_iter().map(|n| (n * size_of::<f32>()) as u64).collect()).collect()
 }
 
 impl<'e, E: Engine> Net<'e, E> {

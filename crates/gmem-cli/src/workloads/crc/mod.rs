@@ -41,7 +41,7 @@ impl Shape {
     pub(crate) fn needs(&self) -> Needs {
         let (rows, sums) = ((self.rows * size_of::<Block>()) as u64, (self.rows * size_of::<u32>()) as u64);
         let data = self.capacity.min(BLOCK);
-        Needs { page_size: PageSize::Size2M, buffers: vec![self.capacity, rows, sums], launch: vec![data, data, rows, sums] }
+        Needs { page_size: PageSize::Size2M, buffers: vec![self.capacity, rows, sums], launches: vec![vec![data, data, rows, sums]] }
     }
 }
 

@@ -12,7 +12,7 @@ fn setup(replay: bool, device_memory: u64) -> Setup {
         no_replay: !replay,
         ..Default::default()
     };
-    Setup::resolve(&common, &Needs { page_size: PageSize::Size4K, buffers: vec![], launch: vec![] }, &machine).unwrap()
+    Setup::resolve(&common, &Needs { page_size: PageSize::Size4K, buffers: vec![], launches: vec![] }, &machine).unwrap()
 }
 
 fn directory() -> (tempfile::TempDir, Found) {

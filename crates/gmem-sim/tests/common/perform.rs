@@ -1,0 +1,216 @@
+//! What each operation is on the core and its machine.
+
+use super::CoreWorld;
+use super::refusal::{Refuse, outcome};
+use gmem_core::{DeviceCallError, HoldRange, MapRequest, Residence};
+use gmem_hal::{Access, ByteLen, DeviceId, FaultError, PageSize, PmapId, RegionAttrs, SpaceId, VirtRange};
+use gmem_sim::random::{self, Op, Outcome, PageRun, Refusal, Spot};
+
+enum Table {
+    None,
+    GivenUp,
+    Cpu,
+    Of(usize, PmapId),
+}
+
+impl CoreWorld {
+    /// Does one operation; several threads of control may at once.
+    pub fn perform(&self, op: &Op) -> Outcome {
+        let core = &self.core;
+        let space = |run: &PageRun| self.spaces[run.space];
+        let range = |run: &PageRun| self.shape.range(run);
+        let id = |device: usize| self.members[device].id;
+        let outcome = match *op {
+            Op::Map(run, prot, backing) => self.map(&run, prot, backing),
+            Op::Unmap(run) => outcome(core.unmap(space(&run), range(&run))),
+            Op::Protect(run, prot) => outcome(core.protect(space(&run), range(&run), prot)),
+            // The address may be another space's, which is what the CPU would touch.
+            Op::CpuRead(spot) | Op::CpuWrite(spot, _) if !self.shape.spaces[spot.space].cpu_visible => Outcome::Refused(Refusal::Invalid),
+            Op::CpuRead(_) | Op::DevRead(..) => self.load(*op),
+            Op::CpuWrite(spot, fill) => self.store(None, &spot, fill),
+            Op::DevWrite(device, spot, fill) => self.store(Some(device), &spot, fill),
+            Op::Attach { space, device, mode, activate } => outcome(core.attach(self.spaces[space], id(device), mode, activate)),
+            Op::Detach(space, device) => outcome(core.detach(self.spaces[space], id(device))),
+            Op::Evict(device, pages) => {
+                self.evict(device, pages);
+                Outcome::Done
+            }
+            Op::Prefetch(run, device) => outcome(core.prefetch(space(&run), range(&run), device.map(id), Access::Read)),
+            Op::Discard(run) => outcome(core.discard(space(&run), range(&run))),
+            Op::Pin(run) => outcome(core.pin(space(&run), range(&run))),
+            Op::Unpin(run) => outcome(core.unpin(space(&run), range(&run))),
+            Op::Switch(device, space) => outcome(core.switch(id(device), space.map(|space| self.spaces[space]))),
+            Op::Launch(device, run, spot, fill) => self.launch(device, &run, &spot, fill),
+            Op::Lose(device, told) => self.lose(device, told),
+            Op::Limit(device, pages) => self.limit(device, pages),
+            Op::Memory(device) => self.toggle_memory(device),
+            Op::KernelPin(spot) => self.kernel_pin(&spot),
+            Op::KernelUnpin(spot) => {
+                if self.shape.spaces[spot.space].cpu_visible {
+                    self.host.unpin(self.shape.va(&spot), ByteLen(1));
+                }
+                Outcome::Done
+            }
+        };
+        self.background();
+        outcome
+    }
+
+    fn load(&self, op: Op) -> Outcome {
+        let (Op::CpuRead(spot) | Op::DevRead(_, spot)) = op else { unreachable!("{op:?} is no load") };
+        let mut bytes = vec![0; spot.len as usize];
+        let va = self.shape.va(&spot);
+        let result = match op {
+            Op::DevRead(device, spot) => match self.table(device, &spot) {
+                Table::None => Err(FaultError::NotAttached),
+                Table::GivenUp => Err(FaultError::Fenced),
+                Table::Cpu => random::cpu_read(&self.host, &*self.core, va, &mut bytes),
+                Table::Of(by, pmap) => {
+                    random::device_read(&self.members[by].device, self.members[device].id, &*self.core, pmap, va, &mut bytes)
+                }
+            },
+            _ => random::cpu_read(&self.host, &*self.core, va, &mut bytes),
+        };
+        match result {
+            Ok(()) => Outcome::Loaded(bytes),
+            Err(error) => Outcome::Refused(error.refuse()),
+        }
+    }
+
+    fn store(&self, device: Option<usize>, spot: &Spot, fill: u8) -> Outcome {
+        let va = self.shape.va(spot);
+        let bytes = spot.bytes(fill);
+        outcome(match device.map(|device| (device, self.table(device, spot))) {
+            Some((_, Table::None)) => Err(FaultError::NotAttached),
+            Some((_, Table::GivenUp)) => Err(FaultError::Fenced),
+            None | Some((_, Table::Cpu)) => random::cpu_write(&self.host, &*self.core, va, &bytes),
+            Some((device, Table::Of(by, pmap))) => {
+                random::device_write(&self.members[by].device, self.members[device].id, &*self.core, pmap, va, &bytes)
+            }
+        })
+    }
+
+    /// The table by which a device sees an address space, as the core tells it to whoever launches there.
+    fn table(&self, device: usize, spot: &Spot) -> Table {
+        let space = self.spaces[spot.space];
+        let Some(context) = self.core.context(space, self.members[device].id) else { return Table::None };
+        let Some(pmap) = context.pmap else { return Table::Cpu };
+        let owner = self.members.iter().position(|m| m.device.pmap_for(space) == Some(pmap));
+        match owner {
+            // The core launches nothing on a context that it gave up, and a dead device runs nothing.
+            Some(by) if !context.fenced && !self.members[by].device.is_given_up(pmap) => Table::Of(by, pmap),
+            _ => Table::GivenUp,
+        }
+    }
+
+    fn map(&self, run: &PageRun, prot: gmem_hal::Prot, backing: gmem_hal::Backing) -> Outcome {
+        let range = self.shape.range(run);
+        let attrs = RegionAttrs { prot, page_size: self.shape.page_size, backing, ..RegionAttrs::default() };
+        outcome(self.core.map(self.spaces[run.space], &MapRequest { len: range.len(), at: Some(range.start()), attrs }))
+    }
+
+    fn evict(&self, device: usize, pages: usize) {
+        let member = &self.members[device];
+        for hnode in self.core.hnodes_of(member.id) {
+            self.core.evict(hnode, pages);
+        }
+        member.device.peer_evict(pages);
+    }
+
+    /// A launch that names what it touches. The page it stores to is held, so memory can be as short as it likes meanwhile.
+    fn launch(&self, device: usize, run: &PageRun, spot: &Spot, fill: u8) -> Outcome {
+        let (space, range, id) = (self.spaces[run.space], self.shape.range(run), self.members[device].id);
+        let held = [HoldRange { range, access: Access::Write }];
+        if let Err(error) = self.core.hold(space, Some(id), &held) {
+            return Outcome::Refused(error.refuse());
+        }
+        let before = self.whereabouts(space, range);
+        self.evict(device, 64);
+        let owned = self.core.hnodes_of(id).iter().filter_map(|hnode| self.core.hnode_stats(*hnode)).find(|stats| stats.used.get() > 0);
+        // Others could give the last frame up meanwhile.
+        if let Some(stats) = owned.filter(|_| !self.interleaved) {
+            let taken = self.core.device_unregister_memory(id, stats.hnode);
+            assert!(
+                matches!(taken, Err(DeviceCallError::MemoryInUse(_) | DeviceCallError::InUse { .. })),
+                "{} with {} in use was taken back",
+                stats.hnode,
+                stats.used
+            );
+        }
+        let outcome = self.store(Some(device), spot, fill);
+        // Somebody else may hold a page of it too, or have pinned it; nobody may have moved one.
+        let after = self.whereabouts(space, range);
+        assert_eq!(before, after, "pages that {id} holds were moved");
+        assert!(after.iter().all(|(_, pinned)| *pinned), "pages that {id} holds are not: {after:?}");
+        self.core.unhold(space, &held).expect("the address space is there");
+        outcome
+    }
+
+    /// On which device each page is, and whether it is held there.
+    fn whereabouts(&self, space: SpaceId, range: VirtRange) -> Vec<(Option<DeviceId>, bool)> {
+        let runs = self.core.residency(space, range).expect("the address space is there");
+        let pages = |run: &Residence| run.range.pages(self.shape.page_size).len();
+        runs.iter().flat_map(|run| std::iter::repeat_n((run.device, run.pinned), pages(run))).collect()
+    }
+
+    /// The device dies and is started again. What it held is still in its memory.
+    fn lose(&self, device: usize, told: bool) -> Outcome {
+        let device = &self.members[device].device;
+        device.kill();
+        if told {
+            device.report_lost();
+        }
+        device.revive();
+        Outcome::Done
+    }
+
+    fn limit(&self, device: usize, pages: u64) -> Outcome {
+        let member = &self.members[device];
+        let first = member.pools.borrow()[0];
+        let limit = (pages * self.shape.page_size.bytes()).min(first.0.len().get());
+        outcome(self.core.hnode_set_limit(first.1.expect("the first pool stays"), ByteLen(limit)))
+    }
+
+    /// Takes the last of several pools back, or registers it again.
+    fn toggle_memory(&self, device: usize) -> Outcome {
+        let member = &self.members[device];
+        let count = member.pools.borrow().len();
+        let (range, hnode) = member.pools.borrow()[count - 1];
+        if count == 1 {
+            return Outcome::Refused(Refusal::Invalid);
+        }
+        let result = match hnode {
+            Some(hnode) => self.core.device_unregister_memory(member.id, hnode).map(|()| {
+                member.device.memory_unregistered(hnode);
+                None
+            }),
+            None => self.core.device_register_memory(member.id, range).map(Some),
+        };
+        match result {
+            Ok(now) => {
+                member.pools.borrow_mut()[count - 1].1 = now;
+                Outcome::Done
+            }
+            Err(error) => Outcome::Refused(error.refuse()),
+        }
+    }
+
+    fn kernel_pin(&self, spot: &Spot) -> Outcome {
+        let va = self.shape.va(spot);
+        if !self.shape.spaces[spot.space].cpu_visible {
+            return Outcome::Refused(Refusal::Invalid);
+        }
+        // What the kernel does for a driver: touch the page, then hold it, until both succeed.
+        loop {
+            match self.host.pin(va, ByteLen(1)) {
+                Ok(()) => return Outcome::Done,
+                Err(fault) => {
+                    let mut byte = [0];
+                    if let Err(error) = random::cpu_read(&self.host, &*self.core, fault.va.align_down(PageSize::Size4K), &mut byte) {
+                        return Outcome::Refused(error.refuse());
+                    }
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,140 @@
+//! The kinds of worlds: what address spaces, devices and pages there are.
+
+use super::CoreWorld;
+use gmem_hal::{Backing, ByteLen, Capabilities, DeviceInfo, Mode, Modes, PageSize};
+use gmem_sim::random::{Shape, SpaceShape};
+use gmem_sim::{Canary, DeviceBuilder, Sim, SimDevice};
+use std::sync::Arc;
+
+/// A kind of world.
+#[derive(Clone, Copy)]
+pub struct Kind {
+    pub name: &'static str,
+    /// Three address spaces, 3 : 3 : 2, the last of which only devices see, at the addresses of the first.
+    pub pages: u64,
+    pub page_size: PageSize,
+    pub backings: &'static [Backing],
+    /// How many pages each device has room for.
+    pub frames: u64,
+    /// In how many pools.
+    pub pools: u64,
+    pub devices: &'static [Plan],
+}
+
+/// One device of a kind: the modes it is attached in, and what is special about it.
+pub type Plan = (&'static [Mode], fn(DeviceBuilder) -> DeviceBuilder);
+
+const EXCLUSIVE: &[Mode] = &[Mode::CoherentExclusive];
+const REPLICATE: &[Mode] = &[Mode::Replicate];
+const SHARE: &[Mode] = &[Mode::Share];
+const EITHER: &[Mode] = &[Mode::CoherentExclusive, Mode::Replicate];
+
+fn peer(device: DeviceBuilder) -> DeviceBuilder {
+    device.capabilities(Capabilities::REPLAYABLE | Capabilities::PEER)
+}
+
+/// Four exclusive devices that differ in everything else, and twice as many pages as they have room for.
+pub const STANDARD: Kind = Kind {
+    name: "standard",
+    pages: 256,
+    page_size: PageSize::Size4K,
+    backings: &[Backing::Shared],
+    frames: 32,
+    pools: 1,
+    devices: &[
+        (EXCLUSIVE, |d| d.caches_absent()),
+        (EXCLUSIVE, |d| d.tlb_entries(4).accessed_bits().reaches_peers()),
+        (EXCLUSIVE, |d| d.own_frames().without_fence()),
+        (EXCLUSIVE, peer),
+    ],
+};
+
+/// All modes at once, two devices with tables of one format, one of which shares the other's, and one that shares the CPU's.
+pub const MIXED: Kind = Kind {
+    name: "all modes",
+    frames: 24,
+    devices: &[
+        (EXCLUSIVE, |d| d.mmu_cookie(0xa).caches_absent()),
+        (SHARE, |d| d.mmu_cookie(0xa)),
+        (REPLICATE, |d| d.tlb_entries(8)),
+        (EITHER, |d| d.reaches_peers().accessed_bits()),
+        (SHARE, |d| d.mmu_cookie(DeviceInfo::CPU_COOKIE)),
+        (EXCLUSIVE, peer),
+    ],
+    ..STANDARD
+};
+
+/// Replicas only, and more than one of each: no byte ever moves.
+pub const REPLICAS: Kind = Kind {
+    name: "replicas",
+    devices: &[(REPLICATE, |d| d), (REPLICATE, |d| d.tlb_entries(4)), (REPLICATE, |d| d.caches_absent()), (REPLICATE, |d| d)],
+    ..STANDARD
+};
+
+/// Devices whose memory is several pools.
+pub const POOLS: Kind = Kind {
+    name: "several pools",
+    pools: 4,
+    devices: &[(EXCLUSIVE, |d| d), (EXCLUSIVE, |d| d.reaches_peers()), (EITHER, |d| d.own_frames()), (EXCLUSIVE, |d| d.accessed_bits())],
+    ..STANDARD
+};
+
+/// Private backing, which no replica can reach, in exclusive devices only.
+pub const PRIVATE: Kind = Kind { name: "private backing", backings: &[Backing::Private], ..STANDARD };
+
+/// Regions of both backings, with devices that can be replicas if nothing private is there.
+pub const BACKINGS: Kind = Kind { name: "both backings", backings: &[Backing::Shared, Backing::Private], ..MIXED };
+
+/// 64 KiB pages, for MMUs that have them and for one that has only smaller ones.
+pub const MIDDLE: Kind = Kind {
+    name: "64 KiB pages",
+    pages: 96,
+    page_size: PageSize::Size64K,
+    frames: 12,
+    devices: &[
+        (EXCLUSIVE, |d| d.page_sizes(gmem_hal::PageSizes::from_bitmap(1 << 12))),
+        (EITHER, |d| d.tlb_entries(4)),
+        (REPLICATE, |d| d),
+        (EXCLUSIVE, peer),
+    ],
+    ..STANDARD
+};
+
+/// 2 MiB pages.
+pub const LARGE: Kind = Kind { name: "2 MiB pages", pages: 24, page_size: PageSize::Size2M, frames: 3, ..MIDDLE };
+
+/// Every kind.
+pub const ALL: &[Kind] = &[STANDARD, MIXED, REPLICAS, POOLS, PRIVATE, BACKINGS, MIDDLE, LARGE];
+
+impl Kind {
+    /// Its size.
+    pub fn shape(&self) -> Shape {
+        let space = |base: u64, eighths, cpu_visible| {
+            let pages = self.pages * eighths / 8;
+            SpaceShape { base: gmem_hal::VirtAddr::new(base), pages, cpu_visible }
+        };
+        Shape {
+            page_size: self.page_size,
+            spaces: vec![space(0x10_0000_0000, 3, true), space(0x20_0000_0000, 3, true), space(0x10_0000_0000, 2, false)],
+            devices: self.devices.iter().map(|(modes, _)| modes.to_vec()).collect(),
+            backings: self.backings.to_vec(),
+            frames: self.frames,
+        }
+    }
+
+    /// A world of this kind on `sim`.
+    pub fn make(&self, sim: &Arc<Sim>) -> CoreWorld {
+        self.make_with(sim, None)
+    }
+
+    /// The same, with a defect in each of its devices.
+    pub fn make_with(&self, sim: &Arc<Sim>, canary: Option<Canary>) -> CoreWorld {
+        let builder = |(n, (modes, special)): (usize, &Plan)| {
+            let memory = ByteLen(self.page_size.bytes() * self.frames);
+            let modes = modes.iter().fold(Modes::empty(), |all, mode| all | mode.as_set());
+            let device = SimDevice::builder(sim, &format!("device {n}")).memory(memory).modes(modes).memory_survives();
+            canary.into_iter().fold(special(device), DeviceBuilder::canary)
+        };
+        CoreWorld::new(sim, &self.shape(), self.devices.iter().enumerate().map(builder).collect(), self.pools)
+    }
+}
