@@ -67,7 +67,7 @@ pub trait Host: Send + Sync + 'static {
     /// Makes the homes of `pages` hold bytes: zeros, if they held none. They are not CPU-mapped. On `Err` some may be populated with zeros.
     fn populate(&self, space: &Self::Space, pages: &Pages) -> Result<(), HostError>;
 
-    /// Lets the CPU touch `pages`, whose homes are populated, as `attrs.prot` allows, and wakes threads waiting there. CPU-mapped pages are no error.
+    /// Does nothing in an address space that the CPU does not see. Otherwise lets the CPU touch `pages`, whose homes are populated, as `attrs.prot` allows, and wakes threads waiting there. CPU-mapped pages are no error.
     fn cpu_map(&self, space: &Self::Space, pages: &Pages) -> Result<(), HostError>;
 
     /// Takes `pages` from the CPU. After `Ok` no CPU access can change the homes, every earlier write is in them, and the next access

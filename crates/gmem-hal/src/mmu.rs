@@ -55,7 +55,7 @@ pub trait Mmu: Send + Sync {
     /// other error leaves the context fenced.
     fn pmap_destroy(&self, pmap: PmapId) -> Result<(), DeviceError>;
 
-    /// Enters a mapping. The page is absent from the table, or present with the same frame and less access (an upgrade). After `Ok` the device
+    /// Enters a mapping. The page is absent from the table, or present with the same frame and less or equal access (an upgrade, or a reminder). After `Ok` the device
     /// can touch the page without a fault; a translation cached as absent or with less access may at most cause one more fault.
     fn pmap_enter(&self, pmap: PmapId, mapping: &Mapping) -> Result<(), DeviceError>;
 

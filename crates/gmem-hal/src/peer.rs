@@ -32,7 +32,8 @@ pub struct PeerUnmap {
     pub copy: Option<PhysAddr>,
 }
 
-/// The functions of a PEER device: the four peer callbacks of the original interface.
+/// The functions of a PEER device: the four peer callbacks of the original interface. Of its [`crate::Mmu`] the core calls `pmap_create`, `pmap_destroy`,
+/// `pmap_protect` and the invalidations; entering and releasing are parts of `map` and `unmap`.
 ///
 /// A peer orders the steps inside one call itself: map = allocate, fill or copy, enter; unmap = release, invalidate and wait, copy, free. A peer
 /// that needs memory evicts pages of its own choice by [`crate::Upcalls::device_evict`], before or during a `map`; the core refuses to evict a page
