@@ -75,19 +75,22 @@ impl<P: Platform> Context<P> {
         self.leaving.store(leaving, Ordering::Release);
     }
 
-    pub(crate) fn declare_dead(&self) {
+    /// The context is gone by itself. Returns whether that is what stopped it, for [`Core::lose`](crate::core::Core::lose), which counts.
+    pub(crate) fn declare_dead(&self) -> bool {
         self.dead.store(true, Ordering::Release);
-        self.fenced.store(true, Ordering::Release);
+        !self.fenced.swap(true, Ordering::AcqRel)
     }
 
-    /// Stops the context for good, by force if the driver can. Returns whether it is now confirmed to touch no memory.
-    pub(crate) fn fence(&self) -> bool {
-        if !self.fenced.swap(true, Ordering::AcqRel)
+    /// Stops the context for good, by force if the driver can. Returns whether it was this call that did, for
+    /// [`Core::fence`](crate::core::Core::fence), which counts.
+    pub(crate) fn stop(&self) -> bool {
+        let first = !self.fenced.swap(true, Ordering::AcqRel);
+        if first
             && let Table::Own(pmap) = self.table
             && self.driver().fence(pmap).is_ok()
         {
             self.dead.store(true, Ordering::Release);
         }
-        self.is_dead()
+        first
     }
 }
