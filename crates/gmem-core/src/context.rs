@@ -91,15 +91,18 @@ impl<P: Platform> Context<P> {
         self.leaving.store(leaving, Ordering::Release);
     }
 
-    /// Its death is confirmed.
-    pub(crate) fn declare_dead(&self) {
-        self.standing.store(DEAD, Ordering::Release);
+    /// The context is gone by itself. Returns whether that is what stopped it, for [`Core::lose`](crate::core::Core::lose), which counts.
+    pub(crate) fn declare_dead(&self) -> bool {
+        let before = self.standing.swap(DEAD, Ordering::AcqRel);
         self.fence_ended.signal();
+        before == GOOD
     }
 
-    /// Stops the context for good, by force if the driver can, or waits until another thread has done so. Returns whether it is now confirmed to touch no memory.
-    pub(crate) fn fence(&self) -> bool {
-        if self.standing.compare_exchange(GOOD, FENCING, Ordering::AcqRel, Ordering::Acquire).is_ok() {
+    /// Stops the context for good, by force if the driver can, or waits until another thread has done so. Returns whether it was this call that did, for
+    /// [`Core::fence`](crate::core::Core::fence), which counts.
+    pub(crate) fn stop(&self) -> bool {
+        let first = self.standing.compare_exchange(GOOD, FENCING, Ordering::AcqRel, Ordering::Acquire).is_ok();
+        if first {
             let confirmed = matches!(self.table, Table::Own(pmap) if self.driver().fence(pmap).is_ok());
             // Somebody may have learnt of its death meanwhile: that stands.
             let _ = self.standing.compare_exchange(FENCING, if confirmed { DEAD } else { FENCED }, Ordering::AcqRel, Ordering::Acquire);
@@ -108,7 +111,7 @@ impl<P: Platform> Context<P> {
         loop {
             let epoch = self.fence_ended.epoch();
             if self.is_stopped() {
-                return self.is_dead();
+                return first;
             }
             // The driver's fence is bounded in time.
             let at = VirtAddr::new(u64::from(self.device.id.0));

@@ -207,7 +207,7 @@ impl<P: Platform> Core<P> {
             return self.revoke(context, *range);
         }
         if context.is_fenced() {
-            return context.fence();
+            return self.fence(context);
         }
         let (mmu, pmap) = (context.mmu(), context.own_pmap());
         let released = ranges.iter().try_for_each(|range| mmu.pmap_release(pmap, *range));

@@ -112,7 +112,7 @@ impl<P: Platform> Op<'_, P> {
         };
         match (context.clone(), error) {
             (Some(context), FaultError::Device(DeviceError::NoAnswer)) => self.new_in_reach |= !self.core.fence(&context),
-            (Some(context), FaultError::Device(DeviceError::Dead)) if step != Step::CopyOut => context.declare_dead(),
+            (Some(context), FaultError::Device(DeviceError::Dead)) if step != Step::CopyOut => self.core.lose(&context),
             _ => {}
         }
     }
@@ -382,7 +382,7 @@ impl<P: Platform> Core<P> {
     pub(crate) fn revoke(&self, context: &Context<P>, range: VirtRange) -> bool {
         if context.is_fenced() {
             // Waits for a fence that is under way.
-            return context.fence();
+            return self.fence(context);
         }
         let (mmu, pmap) = (context.mmu(), context.own_pmap());
         let answer = mmu.pmap_release(pmap, range).and_then(|()| mmu.tlb_invalidate(pmap, range));
@@ -395,7 +395,7 @@ impl<P: Platform> Core<P> {
         match answer {
             Ok(()) => true,
             Err(DeviceError::Dead) => {
-                context.declare_dead();
+                self.lose(context);
                 true
             }
             Err(_) => self.fence(context),
@@ -404,10 +404,17 @@ impl<P: Platform> Core<P> {
 
     /// Stops a context for good. Returns whether it certainly touches no memory any more.
     pub(crate) fn fence(&self, context: &Context<P>) -> bool {
-        if !context.is_fenced() {
+        if context.stop() {
             self.counters.fences.add(1);
         }
-        context.fence()
+        context.is_dead()
+    }
+
+    /// A context is gone, confirmed by its driver.
+    pub(crate) fn lose(&self, context: &Context<P>) {
+        if context.declare_dead() {
+            self.counters.fences.add(1);
+        }
     }
 
     /// A frame in the memory of the requester of `op`, evicting if need be. Never waits for others, because the page that `op` has busy may be what they

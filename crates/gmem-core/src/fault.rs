@@ -373,10 +373,7 @@ impl<P: Platform> Upcalls for Core<P> {
         if let Ok(slot) = self.device(device)
             && let Some((_, context)) = slot.attachment(pmap)
         {
-            if !context.is_fenced() {
-                self.counters.fences.add(1);
-            }
-            context.declare_dead();
+            self.lose(&context);
         }
     }
 

@@ -71,11 +71,11 @@ impl<P: Platform> Core<P> {
         let mut from = space.range.start();
         for _ in 0..MAP_TRIES {
             let range = candidate(space, request, from)?;
-            match reserve(peers, range, &request.attrs) {
+            match self.reserve(peers, range, &request.attrs) {
                 Ok(()) => {
                     let region = Pages { range, attrs: request.attrs };
                     if let Err(e) = self.platform.host().region_map(&space.host, &region) {
-                        give_back(peers, range);
+                        self.give_back(peers, range);
                         return Err(e.into());
                     }
                     space.lock().insert(range, request.attrs, words);
@@ -109,29 +109,31 @@ fn candidate<P: Platform>(space: &Space<P>, request: &MapRequest, from: VirtAddr
     }
 }
 
-/// Reserves `range` in every peer that lives, or in none.
-fn reserve<P: Platform>(peers: &[Arc<Context<P>>], range: VirtRange, attrs: &RegionAttrs) -> Result<(), PeerError> {
-    for (n, context) in peers.iter().enumerate() {
-        let peer = context.driver().peer().expect("checked when the device was created");
-        match peer.va_alloc_fixed(context.own_pmap(), range, attrs.prot) {
-            Ok(()) => {}
-            // A peer that is gone has no addresses to reserve, and must not keep the others from mapping.
-            Err(PeerError::Device(DeviceError::Dead)) => context.declare_dead(),
-            Err(e) => {
-                give_back(&peers[..n], range);
-                return Err(e);
+impl<P: Platform> Core<P> {
+    /// Reserves `range` in every peer that lives, or in none.
+    fn reserve(&self, peers: &[Arc<Context<P>>], range: VirtRange, attrs: &RegionAttrs) -> Result<(), PeerError> {
+        for (n, context) in peers.iter().enumerate() {
+            let peer = context.driver().peer().expect("checked when the device was created");
+            match peer.va_alloc_fixed(context.own_pmap(), range, attrs.prot) {
+                Ok(()) => {}
+                // A peer that is gone has no addresses to reserve, and must not keep the others from mapping.
+                Err(PeerError::Device(DeviceError::Dead)) => self.lose(context),
+                Err(e) => {
+                    self.give_back(&peers[..n], range);
+                    return Err(e);
+                }
             }
         }
+        Ok(())
     }
-    Ok(())
-}
 
-pub(crate) fn give_back<P: Platform>(peers: &[Arc<Context<P>>], range: VirtRange) {
-    for context in peers {
-        let peer = context.driver().peer().expect("checked when the device was created");
-        if !context.is_fenced() && peer.va_free(context.own_pmap(), range).is_err() {
-            // A revoke that failed: the peer's idea of its addresses is not ours any more.
-            context.fence();
+    pub(crate) fn give_back(&self, peers: &[Arc<Context<P>>], range: VirtRange) {
+        for context in peers {
+            let peer = context.driver().peer().expect("checked when the device was created");
+            if !context.is_fenced() && peer.va_free(context.own_pmap(), range).is_err() {
+                // A revoke that failed: the peer's idea of its addresses is not ours any more.
+                self.fence(context);
+            }
         }
     }
 }

@@ -7,7 +7,6 @@ use crate::error::RangeError;
 use crate::execute::{Cause, Op};
 use crate::fault::Touch;
 use crate::hnode::EVICT_BATCH;
-use crate::map::give_back;
 use crate::plan::{Owner, Step, Wish, plan};
 use crate::space::{Region, Space};
 use alloc::sync::Arc;
@@ -58,7 +57,7 @@ impl<P: Platform> Core<P> {
         self.drop_replicas(space, region.range);
         self.platform.host().region_unmap(&space.host, &region.pages(region.range));
         let peers: Vec<_> = space.lock().contexts.iter().filter(|c| c.is_peer() && matches!(c.table, Table::Own(_))).cloned().collect();
-        give_back(&peers, region.range);
+        self.give_back(&peers, region.range);
         let freed = space.lock().remove(region.range.start());
         self.platform.uncharge(freed);
         // Whoever parked for a page of it finds nothing now.

@@ -104,8 +104,14 @@ impl Context {
             let hold = Hold::take(core, space, &self.device, held)?;
             let request = LaunchRequest { pmap: context.pmap, kernel: kernel.name, args: args.words(), replay };
             let watcher = Watcher::new(self.runtime(), &self.device, hold)?;
-            let ticket = self.device.inner.driver.compute().ok_or(Error::NoCompute)?.start(&request)?;
-            Ok(watcher.watch(ticket))
+            let compute = self.device.inner.driver.compute().ok_or(Error::NoCompute);
+            match compute.and_then(|compute| Ok(compute.start(&request)?)) {
+                Ok(ticket) => Ok(watcher.watch(ticket)),
+                Err(e) => {
+                    watcher.cancel();
+                    Err(e)
+                }
+            }
         })
     }
 }

@@ -101,6 +101,15 @@ impl Watcher {
         });
         Running { ticket, end }
     }
+
+    /// The kernel could not be started. Waits until the memory is let go: a call that fails leaves nothing behind.
+    pub(crate) fn cancel(self) {
+        if let Some((start, end)) = self.0 {
+            drop(start);
+            // Nothing is told; the other side goes when the memory is free.
+            let _ = end.recv();
+        }
+    }
 }
 
 impl Running {
