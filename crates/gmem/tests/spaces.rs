@@ -96,6 +96,8 @@ fn address_spaces_of_devices_alone_may_overlap() {
         let visible = gmem.address_space().len(8 * PAGE).at(place).create().unwrap();
         let region = visible.region().at(place).map(PAGE).unwrap();
         assert_eq!(get(at(&region, 0)), 0);
+        // Nor does it keep others from being made there.
+        assert_eq!(make().range(), visible.range());
         drop((regions, contexts));
         verify(&gmem);
     });

@@ -203,6 +203,32 @@ fn alarm_every(microseconds: i64) {
 }
 
 #[test]
+fn no_signal_of_the_program_is_handled_in_a_thread_of_ours() {
+    watched(|| {
+        let world = World::new(accel::Discrete::builder().memory(4 * PAGE).cores(2).peer(true), Mode::CoherentExclusive);
+        let integrated = world.gmem.add_device(accel::Integrated::builder().cores(1).build().unwrap()).unwrap();
+        let shared = world.space.attach(&integrated, Mode::Share).unwrap();
+        let region = world.pages(1);
+        world.run(&STORE, &[at(&region, 0), 1]).unwrap();
+        run(&shared, &ADD, &[at(&region, 0), 1]).unwrap();
+        // A handler that touches unified memory in the thread that resolves faults would wait for itself.
+        let mut seen = 0;
+        for task in std::fs::read_dir("/proc/self/task").unwrap().flatten() {
+            let status = std::fs::read_to_string(task.path().join("status")).unwrap_or_default();
+            let field = |name: &str| status.lines().find_map(|l| l.strip_prefix(name)).unwrap_or_default().trim().to_owned();
+            if field("Name:").starts_with("gmem-") {
+                let blocked = u64::from_str_radix(&field("SigBlk:"), 16).unwrap();
+                for signal in [libc::SIGALRM, libc::SIGCHLD, libc::SIGINT, libc::SIGTERM, libc::SIGUSR1, libc::SIGPROF] {
+                    assert_ne!(blocked >> (signal - 1) & 1, 0, "{} takes signal {signal}", field("Name:"));
+                }
+                seen += 1;
+            }
+        }
+        assert!(seen > 6, "only {seen} threads of ours");
+    });
+}
+
+#[test]
 fn a_device_process_cannot_cut_the_memory_it_is_given() {
     watched(|| {
         let world = World::new(accel::Discrete::builder().memory(PAGE).cores(1), Mode::Replicate);
