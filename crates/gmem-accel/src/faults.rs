@@ -43,7 +43,7 @@ pub(crate) fn serve(context: &Arc<Context>, first: usize, resolve: &Resolve) {
     let step = threads(context.facts.workers);
     let mine = || (first..context.facts.workers).step_by(step);
     let posted = |worker: &usize| context.shm.fault(*worker).state.load(Ordering::SeqCst) == fault::POSTED;
-    let mut patience = Patience::new(PATIENCE);
+    let mut patience = Patience::for_bursts(PATIENCE);
     loop {
         let bell = Bell(context.shm.fault(first).host_bell);
         bell.wait(&mut patience, Deadline::NEVER, || context.is_dead() || mine().any(|w| posted(&w)));

@@ -107,6 +107,8 @@ pub(crate) struct Patience {
     now_ns: u32,
     /// log2 of how many short sleeps it takes to try again.
     mistrust: u8,
+    /// The most that can become.
+    most_mistrust: u8,
     /// How many of them are still to come.
     sleeps: u8,
 }
@@ -120,7 +122,12 @@ impl Patience {
     /// Looks for `longest` at most.
     pub(crate) fn new(longest: Duration) -> Self {
         let longest_ns = longest.as_nanos().min(u32::MAX.into()) as u32;
-        Self { longest_ns, now_ns: longest_ns, mistrust: 0, sleeps: 0 }
+        Self { longest_ns, now_ns: longest_ns, mistrust: 0, most_mistrust: MOST_MISTRUST, sleeps: 0 }
+    }
+
+    /// Looks again after two short sleeps: for one who waits for what comes in bursts, where the pause before a burst says nothing about the burst.
+    pub(crate) fn for_bursts(longest: Duration) -> Self {
+        Self { most_mistrust: 1, ..Self::new(longest) }
     }
 
     /// What it learned, as a number that is never zero.
@@ -159,7 +166,7 @@ impl Patience {
         if self.now_ns > 0 {
             self.now_ns = 0;
             self.sleeps = 1 << self.mistrust;
-            self.mistrust = (self.mistrust + 1).min(MOST_MISTRUST);
+            self.mistrust = (self.mistrust + 1).min(self.most_mistrust);
         }
         false
     }
