@@ -109,12 +109,16 @@ pub(crate) struct Patience {
     mistrust: u8,
     /// The most that can become.
     most_mistrust: u8,
+    /// A sleep shorter than this is one that looking would have spared.
+    short_ns: u32,
     /// How many of them are still to come.
     sleeps: u8,
 }
 
 /// Looks between two looks at the clock. The first lot is always spent: a peer that is awake answers within a few microseconds.
 const LOOKS: u32 = 100;
+/// What waking a thread on another core of a virtual machine can take.
+const WAKE_UP_NS: u32 = 100_000;
 /// Six doublings: at most one look in 64 short sleeps is wasted.
 const MOST_MISTRUST: u8 = 6;
 
@@ -122,12 +126,14 @@ impl Patience {
     /// Looks for `longest` at most.
     pub(crate) fn new(longest: Duration) -> Self {
         let longest_ns = longest.as_nanos().min(u32::MAX.into()) as u32;
-        Self { longest_ns, now_ns: longest_ns, mistrust: 0, most_mistrust: MOST_MISTRUST, sleeps: 0 }
+        Self { longest_ns, now_ns: longest_ns, mistrust: 0, most_mistrust: MOST_MISTRUST, short_ns: longest_ns, sleeps: 0 }
     }
 
     /// Looks again after two short sleeps: for one who waits for what comes in bursts, where the pause before a burst says nothing about the burst.
     pub(crate) fn for_bursts(longest: Duration) -> Self {
-        Self { most_mistrust: 1, ..Self::new(longest) }
+        let patience = Self::new(longest);
+        // A sleep of no length at all is as long as a wake-up takes.
+        Self { most_mistrust: 1, short_ns: patience.longest_ns.saturating_add(WAKE_UP_NS), ..patience }
     }
 
     /// What it learned, as a number that is never zero.
@@ -173,7 +179,7 @@ impl Patience {
 
     /// The sleep that followed ended after `asleep_ns`: would looking have been better?
     pub(crate) fn woken_after(&mut self, asleep_ns: u64) {
-        if asleep_ns >= self.longest_ns.into() {
+        if asleep_ns >= self.short_ns.into() {
             return;
         }
         self.sleeps = self.sleeps.saturating_sub(1);
