@@ -2,7 +2,7 @@
 
 use super::memory::{Window, byte_of};
 use super::other::Layout;
-use super::ring::{Request, Ring, spin, wait_for_change};
+use super::ring::{LOOKS, Request, Ring, spin, wait_for_change};
 use crate::failure::Failure;
 use rustix::mm::ProtFlags;
 use std::ffi::c_void;
@@ -35,13 +35,15 @@ pub(crate) fn serve() -> Result<(), Failure> {
     let window = Window::reserve(layout.pages)?;
     let state = STATE.get_or_init(|| State { object, layout, ring, window, parent: rustix::process::getppid() });
     catch_faults()?;
-    let mut seen = 0;
+    let (mut seen, mut looks) = (0, LOOKS);
     loop {
-        match wait_for_change(&state.ring().asked, seen) {
+        match wait_for_change(&state.ring().asked, seen, looks) {
             Some(asked) => seen = asked,
             None if state.parent_lives() => continue,
             None => return Ok(()),
         }
+        // Unmapping is the last request of a turn. While gmem has its turn this process must not take a processor from it.
+        looks = if state.ring().request.load(Ordering::Relaxed) == Request::Unmap as u32 { 0 } else { LOOKS };
         let failed = state.answer().is_err();
         state.ring().failed.store(failed.into(), Ordering::Relaxed);
         state.ring().done.store(seen, Ordering::Release);

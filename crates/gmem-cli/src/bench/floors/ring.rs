@@ -41,7 +41,7 @@ pub(crate) enum Request {
 }
 
 /// How often to look before it is worth a sleep: some hundred microseconds.
-const LOOKS: u32 = 100_000;
+pub(crate) const LOOKS: u32 = 100_000;
 
 /// Waits, without sleeping, until `ready`; every now and then asks whether `alive`.
 pub(crate) fn spin(mut ready: impl FnMut() -> bool, mut alive: impl FnMut() -> bool) -> Result<(), Failure> {
@@ -58,9 +58,9 @@ pub(crate) fn spin(mut ready: impl FnMut() -> bool, mut alive: impl FnMut() -> b
     }
 }
 
-/// Waits until `word` is no longer `old`: looks for a while, then sleeps, so that an idle process disturbs nobody. `None` after a long sleep without a change.
-pub(crate) fn wait_for_change(word: &AtomicU32, old: u32) -> Option<u32> {
-    for _ in 0..LOOKS {
+/// Waits until `word` is no longer `old`: looks `looks` times, then sleeps, so that an idle process disturbs nobody. `None` after a long sleep without a change.
+pub(crate) fn wait_for_change(word: &AtomicU32, old: u32, looks: u32) -> Option<u32> {
+    for _ in 0..looks {
         let now = word.load(Ordering::Acquire);
         if now != old {
             return Some(now);
