@@ -61,17 +61,17 @@ type Batch<'a, P> = ArrayVec<(Op<'a, P>, Facts), EVICT_BATCH>;
 
 impl<P: Platform> Core<P> {
     /// Evicts for an allocation of a frame of `size` that failed. If enough is free, only in pieces, a whole `block` is emptied, over several calls.
-    pub(crate) fn make_room(&self, hnode: &Arc<Hnode<P>>, size: PageSize, block: &mut Option<(HnodeId, u32)>) -> Room {
+    pub(crate) fn make_room(&self, hnode: &Arc<Hnode<P>>, size: PageSize, block: &mut Option<(HnodeId, u32)>, insist: bool) -> Room {
         let outcome = if hnode.allocator == Allocator::Core && hnode.has_room(size.len()) {
             let current = block.filter(|(id, _)| *id == hnode.id).map(|(_, block)| block);
             let picked = hnode.pick_block(size, current);
             *block = picked.as_ref().filter(|(_, victims)| !victims.is_empty()).map(|(block, _)| (hnode.id, *block));
-            picked.map_or((0, 0), |(_, victims)| self.reclaim_these(hnode, &victims))
+            picked.map_or((0, 0), |(_, victims)| self.reclaim_these(hnode, &victims, insist))
         } else {
             // Small pages go in batches, so that one invalidation serves many; a large one pays for itself, and a small memory has none to spare.
             let spare = hnode.range.len().get() / size.bytes() / 32;
             let most = ((256 << 10) / size.bytes()).min(spare).clamp(1, EVICT_BATCH as u64) as usize;
-            self.reclaim(hnode, most)
+            self.reclaim_these(hnode, &hnode.pick_victims(most), insist)
         };
         match outcome {
             (0, 0) if hnode.in_transit() == 0 => Room::None,
@@ -114,11 +114,11 @@ impl<P: Platform> Core<P> {
 
     /// Evicts one batch. Returns how many frames were freed, and how many victims somebody else had in hand.
     fn reclaim(&self, hnode: &Arc<Hnode<P>>, most: usize) -> (usize, usize) {
-        self.reclaim_these(hnode, &hnode.pick_victims(most))
+        self.reclaim_these(hnode, &hnode.pick_victims(most), false)
     }
 
-    /// Evicts these.
-    fn reclaim_these(&self, hnode: &Arc<Hnode<P>>, victims: &[Victim]) -> (usize, usize) {
+    /// Evicts these; with `insist`, even those that their device wants back.
+    fn reclaim_these(&self, hnode: &Arc<Hnode<P>>, victims: &[Victim], insist: bool) -> (usize, usize) {
         let spaces: ArrayVec<Option<Arc<Space<P>>>, EVICT_BATCH> = victims.iter().map(|v| self.space(v.space)).collect();
         let mut batch = Batch::new();
         let mut in_hand = 0;
@@ -133,7 +133,7 @@ impl<P: Platform> Core<P> {
         self.revoke_batch(batch.iter_mut().map(|(op, _)| op).collect());
         let mut evicted = 0;
         for (op, facts) in batch {
-            match self.evict_one(op, &facts) {
+            match self.evict_one(op, &facts, insist) {
                 Evicted::Freed => evicted += 1,
                 Evicted::Wanted => in_hand += 1,
                 Evicted::Stuck => {}
@@ -217,8 +217,8 @@ impl<P: Platform> Core<P> {
     }
 
     /// Moves one page home whose device cannot touch it any more.
-    fn evict_one(&self, mut op: Op<'_, P>, facts: &Facts) -> Evicted {
-        if self.is_wanted(&op) {
+    fn evict_one(&self, mut op: Op<'_, P>, facts: &Facts, insist: bool) -> Evicted {
+        if !insist && self.is_wanted(&op) {
             self.counters.evictions_cancelled.add(1);
             self.cancel(op, false);
             return Evicted::Wanted;
@@ -234,7 +234,7 @@ impl<P: Platform> Core<P> {
         if copied {
             op.home = true;
         }
-        if self.is_wanted(&op) && !op.unsafe_to_free {
+        if !insist && self.is_wanted(&op) && !op.unsafe_to_free {
             self.counters.evictions_cancelled.add(1);
             self.cancel(op, copied);
             return Evicted::Wanted;

@@ -49,6 +49,8 @@ pub(crate) struct Op<'a, P: Platform> {
     pub(crate) hot: bool,
     /// The requester's frame, once allocated.
     pub(crate) new: Option<(Arc<Hnode<P>>, Option<FrameId>, PhysAddr)>,
+    /// The operation was put off several times: what it evicts goes, wanted or not.
+    pub(crate) insist: bool,
     /// The requester's memory was full of frames that others have in hand: the pool, and its epoch before.
     pub(crate) full: Option<(Arc<Hnode<P>>, u32)>,
     /// The new frame may still be reached by a device that did not answer.
@@ -446,7 +448,7 @@ impl<P: Platform> Core<P> {
             // Whichever pool gives something up will do.
             let mut made = false;
             for (hnode, epoch) in pools {
-                match self.make_room(&hnode, size, &mut block) {
+                match self.make_room(&hnode, size, &mut block, op.insist) {
                     Room::Made => {
                         made = true;
                         break;

@@ -17,6 +17,10 @@ use gmem_hal::{
 /// How often an operation that found its device's memory full of frames that others have in hand waits for one of them. Each wait ends with somebody's progress.
 const CONTENDED_RETRIES: usize = 1000;
 
+/// After how many of those willneed no longer protects a victim. A device that is about to use the page of the only frame would otherwise save it again and again, and lose it
+/// again before it came to use it.
+const INSIST_AFTER: usize = 3;
+
 /// After how many of those a page that is on its way from another device is first brought home. Two devices that each wait for a frame the other
 /// gives up would otherwise wait for each other.
 const BY_WAY_OF_HOME: usize = 3;
@@ -77,7 +81,8 @@ impl<P: Platform> Core<P> {
                 continue;
             }
             check_context(touch)?;
-            let (op, facts) = self.prepare(space, &guard, &region, page, entry, touch);
+            let (mut op, facts) = self.prepare(space, &guard, &region, page, entry, touch);
+            op.insist = retries >= INSIST_AFTER;
             let plan = plan(&facts, wish);
             let moves = moves(&facts, wish);
             if entry.holds > 0 && moves {
@@ -185,6 +190,7 @@ impl<P: Platform> Core<P> {
             hot: touch.hot,
             new: None,
             full: None,
+            insist: false,
             new_in_reach: false,
             unsafe_to_free: false,
             keep_willneed: false,
