@@ -1,9 +1,7 @@
 //! The core in worlds of every kind, with everything that can happen to them.
 
-mod common;
-
-use common::find::{Hunt, seeds};
-use common::worlds::{ALL, Kind, MIXED, REPLICAS, STANDARD};
+use gmem_explore::worlds::{ALL, Kind, MIXED, REPLICAS, STANDARD};
+use gmem_explore::{Hunt, seeds};
 use gmem_sim::random::{Generator, Tolerance, Weights, explore};
 use gmem_sim::{Canary, Sim};
 use std::panic::catch_unwind;

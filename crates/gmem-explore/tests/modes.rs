@@ -1,10 +1,8 @@
 //! What tells the three modes apart, and what each refusal is called: short scripts whose counters are known.
 
-mod common;
-
-use common::CoreWorld;
-use common::worlds::{Kind, LARGE, MIDDLE, MIXED, POOLS, REPLICAS, STANDARD};
 use gmem_core::{DetachError, DeviceCallError, RangeError};
+use gmem_explore::CoreWorld;
+use gmem_explore::worlds::{Kind, LARGE, MIDDLE, MIXED, POOLS, REPLICAS, STANDARD};
 use gmem_hal::{Access, Backing, ByteLen, DeviceError, FaultError, HostError, Mode, Prot};
 use gmem_sim::random::{Op, Outcome, PageRun, Refusal, Spot, World};
 use gmem_sim::{Callback, Injected, Sim};

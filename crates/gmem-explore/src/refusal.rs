@@ -4,7 +4,9 @@ use gmem_core::{AttachError, DetachError, DeviceCallError, RangeError};
 use gmem_hal::FaultError;
 use gmem_sim::random::{Outcome, Refusal};
 
+/// An error of the core as a [`Refusal`].
 pub trait Refuse {
+    /// What it says about the operation.
     fn refuse(&self) -> Refusal;
 }
 

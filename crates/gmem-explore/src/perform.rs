@@ -1,7 +1,7 @@
 //! What each operation is on the core and its machine.
 
-use super::CoreWorld;
-use super::refusal::{Refuse, outcome};
+use crate::CoreWorld;
+use crate::refusal::{Refuse, outcome};
 use gmem_core::{DeviceCallError, HoldRange, MapRequest, Residence};
 use gmem_hal::{Access, ByteLen, DeviceId, FaultError, PageSize, PmapId, RegionAttrs, SpaceId, VirtRange};
 use gmem_sim::random::{self, Op, Outcome, PageRun, Refusal, Spot};

@@ -1,6 +1,6 @@
 //! Invariants across layers, which the core alone cannot see: what all page tables together allow.
 
-use super::CoreWorld;
+use crate::CoreWorld;
 use gmem_hal::{HnodeId, PhysAddr, Prot};
 
 impl CoreWorld {

@@ -3,10 +3,7 @@
 //! Each thread of control has its own bytes of every page, and knows what they must be; the pages they fight over. That keeps the model as simple as that of
 //! one thread, and any write lost or seen by the wrong one still shows.
 
-mod common;
-
-use common::CoreWorld;
-use common::find::seeds;
+use gmem_explore::{CoreWorld, seeds};
 use gmem_hal::{Backing, Mode, Prot};
 use gmem_sim::random::{Op, Outcome, PageRun, Spot, World};
 use gmem_sim::{Canary, Reason, Rng, Scheduler, yield_point};

@@ -1,6 +1,6 @@
 //! The kinds of worlds: what address spaces, devices and pages there are.
 
-use super::CoreWorld;
+use crate::CoreWorld;
 use gmem_hal::{Backing, ByteLen, Capabilities, DeviceInfo, Mode, Modes, PageSize};
 use gmem_sim::random::{Shape, SpaceShape};
 use gmem_sim::{Canary, DeviceBuilder, Sim, SimDevice};
@@ -9,15 +9,19 @@ use std::sync::Arc;
 /// A kind of world.
 #[derive(Clone, Copy)]
 pub struct Kind {
+    /// What it is called in reports.
     pub name: &'static str,
     /// Three address spaces, 3 : 3 : 2, the last of which only devices see, at the addresses of the first.
     pub pages: u64,
+    /// Of every region.
     pub page_size: PageSize,
+    /// Of regions.
     pub backings: &'static [Backing],
     /// How many pages each device has room for.
     pub frames: u64,
     /// In how many pools.
     pub pools: u64,
+    /// The devices, by index.
     pub devices: &'static [Plan],
 }
 

@@ -2,11 +2,8 @@
 //!
 //! As in `interleaved.rs`, each worker has bytes of its own in every page and knows what they must be. Here any call may be refused; no byte may be wrong.
 
-mod common;
-
-use common::CoreWorld;
-use common::find::seeds;
-use common::worlds::{Kind, MIXED, REPLICAS, STANDARD};
+use gmem_explore::worlds::{Kind, MIXED, REPLICAS, STANDARD};
+use gmem_explore::{CoreWorld, seeds};
 use gmem_hal::{Backing, DeviceError, Mode, PeerError, Prot};
 use gmem_sim::random::{Op, Outcome, PageRun, Refusal, Spot, World};
 use gmem_sim::{Callback, Canary, Injected, Reason, Rng, Scheduler, Sim, yield_point};

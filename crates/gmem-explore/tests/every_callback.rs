@@ -5,10 +5,8 @@
 //! answered, a death) the device's contexts may refuse, until they are detached; then everything must work again, with every byte there, because the
 //! simulated memory of these devices outlives them.
 
-mod common;
-
-use common::worlds::{BACKINGS, Kind, MIXED, POOLS, REPLICAS, STANDARD};
-use common::{CoreWorld, injected, scripts};
+use gmem_explore::worlds::{BACKINGS, Kind, MIXED, POOLS, REPLICAS, STANDARD};
+use gmem_explore::{CoreWorld, injected, scripts, text};
 use gmem_hal::{DeviceError, Mode, PeerError};
 use gmem_sim::random::{Generator, Model, Op, Outcome, PageRun, Tolerance, Weights, World, explore};
 use gmem_sim::{Callback, Injected, Sim};
@@ -118,11 +116,6 @@ fn run(script: &Script, points: &[Point]) -> Result<(usize, BTreeMap<Callback, u
     run.recover().map_err(|why| format!("at the end, {why}"))?;
     run.world.tear_down();
     Ok((came, calls))
-}
-
-fn text(panic: &(dyn std::any::Any + Send)) -> String {
-    let text = panic.downcast_ref::<String>().cloned();
-    text.or_else(|| panic.downcast_ref::<&str>().map(|s| (*s).into())).unwrap_or_else(|| "a panic without a text".into())
 }
 
 /// Every call of every callback, with every error.

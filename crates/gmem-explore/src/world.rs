@@ -1,13 +1,6 @@
 //! The core on a simulated machine, as a world that operations can be done to.
-#![allow(dead_code, unreachable_pub, reason = "each test uses a part of it")]
 
-mod check;
-pub mod find;
-mod perform;
-mod refusal;
-pub mod scripts;
-pub mod worlds;
-
+use crate::worlds;
 use gmem_core::Core;
 use gmem_hal::{DeviceId, HnodeId, PageSize, PhysRange, SpaceId};
 use gmem_sim::random::{Op, Outcome, Shape, World};
@@ -18,7 +11,9 @@ use std::sync::Arc;
 
 /// A device of a world.
 pub struct Member {
+    /// What the machine has.
     pub device: Arc<SimDevice>,
+    /// What the core calls it.
     pub id: DeviceId,
     /// The pools of its memory; the last one comes and goes.
     pub pools: RefCell<Vec<(PhysRange, Option<HnodeId>)>>,
@@ -26,12 +21,19 @@ pub struct Member {
 
 /// The core, its machine, and the ids of what a [`Shape`] names by indices.
 pub struct CoreWorld {
+    /// The machine.
     pub sim: Arc<Sim>,
+    /// The core under test.
     pub core: Arc<Core<SimPlatform>>,
+    /// The CPU and its page table.
     pub host: SimHost,
+    /// What the core told its platform.
     pub account: Arc<Account>,
+    /// Its size.
     pub shape: Shape,
+    /// The address spaces, by index.
     pub spaces: Vec<SpaceId>,
+    /// The devices, by index.
     pub members: Vec<Member>,
     /// Several threads of control use it: a device may meet a revoke between its release and its invalidation.
     pub interleaved: bool,

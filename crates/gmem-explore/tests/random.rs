@@ -1,9 +1,6 @@
 //! The core against random operations, one thread of control, every callback working.
 
-mod common;
-
-use common::CoreWorld;
-use common::find::{Hunt, seeds};
+use gmem_explore::{CoreWorld, Hunt, seeds};
 use gmem_sim::Canary;
 use gmem_sim::random::{Generator, Shape, Tolerance, Weights, explore};
 use std::panic::catch_unwind;

@@ -1,9 +1,6 @@
 //! The core against random operations while callbacks fail: a refusal is always excused, wrong bytes never are.
 
-mod common;
-
-use common::CoreWorld;
-use common::find::{Hunt, seeds};
+use gmem_explore::{CoreWorld, Hunt, seeds};
 use gmem_hal::DeviceError;
 use gmem_sim::random::Tolerance;
 use gmem_sim::{Callback, Injected, Rng};

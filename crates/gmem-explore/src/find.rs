@@ -1,7 +1,7 @@
 //! Looking for a failure by many seeds, and telling it in few operations.
 
-use super::CoreWorld;
-use super::worlds::{Kind, STANDARD};
+use crate::CoreWorld;
+use crate::worlds::{Kind, STANDARD};
 use gmem_sim::Sim;
 use gmem_sim::random::{Generator, Op, Tolerance, Weights, explore, replay, shrink};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -9,9 +9,13 @@ use std::sync::Arc;
 
 /// One kind of run.
 pub struct Hunt {
+    /// The world.
     pub kind: Kind,
+    /// How often each operation is drawn.
     pub weights: Weights,
+    /// How many operations.
     pub steps: usize,
+    /// Which refusals are excused.
     pub tolerance: Tolerance,
     /// Sets failures up before the first operation.
     pub prepare: Box<dyn Fn(&CoreWorld, u64)>,
@@ -31,7 +35,10 @@ pub fn seeds(usual: u64) -> std::ops::Range<u64> {
 }
 
 impl Hunt {
-    /// Runs every seed. A failure is shrunk, told with the last events before it, and passed on.
+    /// Runs every seed.
+    ///
+    /// # Panics
+    /// If a seed fails; before, the failure is shrunk and told with the last events before it.
     pub fn run(&self, seeds: std::ops::Range<u64>) {
         for seed in seeds {
             let mut ops = Vec::new();
@@ -88,7 +95,8 @@ impl Hunt {
     }
 }
 
-fn text(panic: &(dyn std::any::Any + Send)) -> String {
+/// What a panic said.
+pub fn text(panic: &(dyn std::any::Any + Send)) -> String {
     let text = panic.downcast_ref::<String>().cloned();
     text.or_else(|| panic.downcast_ref::<&str>().map(|s| (*s).into())).unwrap_or_else(|| "a panic without a text".into())
 }
