@@ -60,6 +60,14 @@ impl<'a> Args<'a> {
         self
     }
 
+    /// Memory that the kernel touches by way of another argument, by its addresses: for a [`crate::Region`], of which nobody has a slice. No bytes touch nothing.
+    pub fn range(mut self, start: VirtAddr, len: ByteLen, access: Access) -> Self {
+        if let Some(range) = VirtRange::from_len(start, len) {
+            self.touched.push(HoldRange { range, access });
+        }
+        self
+    }
+
     fn touch(&mut self, start: u64, len: usize, access: Access) {
         // An empty slice touches nothing.
         if let Some(range) = VirtRange::from_len(VirtAddr::new(start), ByteLen(len as u64)) {

@@ -26,8 +26,7 @@ impl Gmem {
     ///
     /// # Errors
     /// [`Error::Device`] with what the driver or the core refused; the device is gone again then.
-    pub fn add_device(&self, driver: Arc<impl gmem_hal::Device + 'static>) -> Result<Device, Error> {
-        let driver: Arc<dyn gmem_hal::Device> = driver;
+    pub fn add_device(&self, driver: Arc<dyn gmem_hal::Device>) -> Result<Device, Error> {
         let runtime = self.runtime.clone();
         let id = runtime.call(|core| {
             let id = core.device_create(driver.clone())?;

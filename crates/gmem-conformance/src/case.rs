@@ -1,0 +1,83 @@
+//! What a check is given: a device to make, a mode and a page size.
+
+use crate::check::Stop;
+use crate::runner::doomed::{self, Ending};
+use crate::target::Target;
+use crate::world::{Unit, World};
+use gmem::{AddressSpace, Context, Device, Gmem, Mode, PageSize};
+
+/// One check on one target, in one mode, with one page size.
+#[derive(Debug)]
+pub struct Case<'a> {
+    pub(crate) target: &'a Target,
+    pub(crate) mode: Mode,
+    pub(crate) size: PageSize,
+    /// The number of the job, by which a process of its own finds it again.
+    pub(crate) job: usize,
+    /// The step that this process was started for and will not survive.
+    pub(crate) doom: Option<String>,
+}
+
+impl Case<'_> {
+    /// The mode in which contexts are to be attached.
+    pub fn mode(&self) -> Mode {
+        self.mode
+    }
+
+    /// The page size that regions are to have.
+    pub fn size(&self) -> PageSize {
+        self.size
+    }
+
+    /// What is tested.
+    pub fn target(&self) -> &Target {
+        self.target
+    }
+
+    /// gmem with an address space and a device attached to it whose memory, if it has its own, holds so many pages.
+    ///
+    /// # Errors
+    /// [`Stop`] if any of it cannot be made.
+    pub fn world(&self, pages: u64) -> Result<World, Stop> {
+        let gmem = Gmem::new()?;
+        let space = gmem.address_space().create()?;
+        let unit = self.unit(&gmem, &space, pages)?;
+        Ok(World { unit, space, gmem, size: self.size })
+    }
+
+    /// Another device, attached to `space`.
+    ///
+    /// # Errors
+    /// [`Stop`] if it cannot be made or attached.
+    pub fn unit(&self, gmem: &Gmem, space: &AddressSpace, pages: u64) -> Result<Unit, Stop> {
+        let memory = pages * self.size.bytes();
+        let specimen = self.target.make(memory).map_err(|cannot| Stop::NotApplicable(cannot.0.to_owned()))?;
+        let device = gmem.add_device(specimen.device())?;
+        let context = space.attach(&device, self.mode)?;
+        Ok(Unit { context, device, specimen })
+    }
+
+    /// The same device, attached to another address space as well.
+    ///
+    /// # Errors
+    /// [`gmem::Error::Attach`].
+    pub fn attach(&self, space: &AddressSpace, device: &Device) -> Result<Context, gmem::Error> {
+        space.attach(device, self.mode)
+    }
+
+    /// Runs a step that is to end its process: the check is begun anew in a process of its own, which comes to the step of this name, takes it, and ends with status 0 if it
+    /// survives. Steps of other names are passed over there.
+    ///
+    /// # Errors
+    /// [`Stop`] if the process cannot be started, or does not end in time.
+    pub fn doomed(&self, step: &str, work: impl FnOnce()) -> Result<Ending, Stop> {
+        match &self.doom {
+            Some(doom) if doom == step => {
+                work();
+                std::process::exit(0)
+            }
+            Some(_) => Ok(Ending::passed_over()),
+            None => doomed::run(self.job, step),
+        }
+    }
+}

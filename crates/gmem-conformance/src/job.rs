@@ -1,0 +1,75 @@
+//! Which check runs on what: the plan of a run, the same in every process of it.
+
+use crate::case::Case;
+use crate::check::{Check, Stop};
+use crate::options::Options;
+use crate::report::{Row, Verdict};
+use crate::target::{Target, mode_name};
+use gmem::{Mode, PageSize};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+/// One check on one target, in one mode, with one page size.
+pub(crate) struct Job<'a> {
+    pub(crate) check: &'a Check,
+    pub(crate) target: &'a Target,
+    pub(crate) mode: Mode,
+    /// With the check's own choice if `None` is to be said in the report.
+    pub(crate) size: PageSize,
+    /// Known before it runs to have no meaning.
+    pub(crate) reason_not_to: Option<String>,
+}
+
+/// Everything that `options` wants.
+pub(crate) fn plan<'a>(targets: &'a [Target], checks: &'a [Check], options: &Options) -> Vec<Job<'a>> {
+    let mut jobs = Vec::new();
+    for target in targets {
+        for mode in target.modes().filter(|mode| options.wants_mode(*mode)) {
+            let sizes: Vec<_> = target.page_sizes().filter(|size| options.wants_size(*size)).collect();
+            for check in checks.iter().filter(|check| options.wants_check(check.name)) {
+                let reason_not_to = check.applies.reason_not_to(target, mode);
+                let each = check.applies.every_size() && reason_not_to.is_none();
+                let count = if each { sizes.len() } else { 1 };
+                jobs.extend(sizes.iter().take(count).map(|size| Job {
+                    check,
+                    target,
+                    mode,
+                    size: *size,
+                    reason_not_to: reason_not_to.clone(),
+                }));
+            }
+        }
+    }
+    jobs
+}
+
+impl Job<'_> {
+    /// Runs the check in this process.
+    pub(crate) fn run(&self, number: usize, doom: Option<String>) -> Verdict {
+        let case = Case { target: self.target, mode: self.mode, size: self.size, job: number, doom };
+        // What a check made goes with it, and the next one makes its own.
+        match catch_unwind(AssertUnwindSafe(|| (self.check.run)(&case))) {
+            Ok(Ok(())) => Verdict::Passed,
+            Ok(Err(Stop::Failed(what))) => Verdict::Failed(what),
+            Ok(Err(Stop::NotApplicable(why))) => Verdict::NotApplicable(why),
+            Err(panic) => {
+                let said = panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref::<&str>().copied());
+                Verdict::Failed(format!("a panic: {}", said.unwrap_or("without a message")))
+            }
+        }
+    }
+
+    /// The row of the report.
+    pub(crate) fn row(&self, verdict: Verdict, seconds: f64) -> Row {
+        let every_size = self.check.applies.every_size() && self.reason_not_to.is_none();
+        Row {
+            check: self.check.name.to_owned(),
+            rule: self.check.rule.to_owned(),
+            place: self.check.place.to_owned(),
+            device: self.target.label().to_owned(),
+            mode: mode_name(self.mode).to_owned(),
+            page_size: every_size.then(|| self.size.bytes()),
+            verdict,
+            seconds,
+        }
+    }
+}

@@ -1,0 +1,48 @@
+//! The checks by which a device driver proves itself.
+//!
+//! A driver author describes a [`Subject`], some forty lines: how to make the device, and how the device reads, writes and adds. Its whole test file besides that is
+//!
+//! ```ignore
+//! gmem_conformance::main!(MySubject);
+//! ```
+//!
+//! with `harness = false` in its manifest. Every [`Check`] then runs in every mode, with every page size and in every shape of the device where its rule has a meaning, in a process
+//! of its own, and a table says what passed, what failed and which rule was broken, and what does not apply and why.
+
+mod case;
+mod check;
+pub mod checks;
+mod job;
+mod main_of;
+mod options;
+mod report;
+mod runner;
+mod shipped;
+mod subject;
+mod target;
+pub mod world;
+
+pub use case::Case;
+pub use check::{Applies, Check, Outcome, Stop};
+pub use main_of::{conclude, list, main_of};
+pub use options::{ModeName, Options, SizeName};
+pub use report::{Report, Row, Verdict};
+pub use runner::doomed::Ending;
+pub use runner::run;
+pub use shipped::{Discrete, Integrated, SHIPPED, shipped};
+pub use subject::{Cannot, Shape, Subject, fault_of};
+pub use target::Target;
+pub use world::{Unit, World};
+
+/// The `main` of a driver's conformance test: `main!(subject)` for every shape of a [`Subject`], or `main!(targets: targets)` for a list of [`Target`]s.
+#[macro_export]
+macro_rules! main {
+    (targets: $targets:expr) => {
+        fn main() -> std::process::ExitCode {
+            $crate::main_of($targets)
+        }
+    };
+    ($subject:expr) => {
+        $crate::main!(targets: $crate::Target::all($subject));
+    };
+}

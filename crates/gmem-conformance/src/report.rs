@@ -1,0 +1,144 @@
+//! What came of a run.
+
+use gmem::ByteLen;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::fmt::Write;
+
+/// How one check ended on one target, in one mode, with one page size.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(tag = "verdict", content = "detail", rename_all = "snake_case")]
+pub enum Verdict {
+    /// The rule held.
+    Passed,
+    /// The rule was broken: what was seen and what was expected.
+    Failed(String),
+    /// The rule has no meaning here, and why.
+    NotApplicable(String),
+}
+
+/// A line of the report.
+#[derive(Clone, PartialEq, Debug, Serialize)]
+pub struct Row {
+    /// The check.
+    pub check: String,
+    /// The rule it enforces.
+    pub rule: String,
+    /// Where the rule is written.
+    #[serde(rename = "where")]
+    pub place: String,
+    /// The target's label.
+    pub device: String,
+    /// The mode.
+    pub mode: String,
+    /// The page size in bytes; `None` if it makes no difference.
+    pub page_size: Option<u64>,
+    /// How it ended.
+    #[serde(flatten)]
+    pub verdict: Verdict,
+    /// How long it took.
+    pub seconds: f64,
+}
+
+/// The outcome of a run.
+#[derive(Clone, PartialEq, Debug, Serialize)]
+pub struct Report {
+    /// How many rows passed.
+    pub passed: usize,
+    /// How many failed.
+    pub failed: usize,
+    /// How many have no meaning.
+    pub not_applicable: usize,
+    /// Every row.
+    pub rows: Vec<Row>,
+    /// How long it took.
+    pub seconds: f64,
+}
+
+impl Report {
+    pub(crate) fn new(rows: Vec<Row>, seconds: f64) -> Self {
+        let count = |is: fn(&Verdict) -> bool| rows.iter().filter(|row| is(&row.verdict)).count();
+        Self {
+            passed: count(|v| matches!(v, Verdict::Passed)),
+            failed: count(|v| matches!(v, Verdict::Failed(_))),
+            not_applicable: count(|v| matches!(v, Verdict::NotApplicable(_))),
+            rows,
+            seconds,
+        }
+    }
+
+    /// As one JSON object.
+    ///
+    /// # Panics
+    /// Never: strings and numbers can always be written.
+    pub fn json(&self) -> String {
+        serde_json::to_string(self).expect("a report is strings and numbers")
+    }
+
+    /// As a table for a person: a line per check with its counts, then the reasons why some do not apply, then each failure with the rule it broke.
+    pub fn text(&self) -> String {
+        let mut text = String::new();
+        self.table(&mut text);
+        self.reasons(&mut text);
+        self.failures(&mut text);
+        let Self { passed, failed, not_applicable, seconds, .. } = self;
+        let _ = write!(text, "\n{passed} passed, {failed} failed, {not_applicable} not applicable, in {seconds:.1} s");
+        text
+    }
+
+    fn table(&self, text: &mut String) {
+        let mut order: Vec<&str> = Vec::new();
+        let mut counts: BTreeMap<&str, [usize; 3]> = BTreeMap::new();
+        for row in &self.rows {
+            let count = counts.entry(&row.check).or_insert_with(|| {
+                order.push(&row.check);
+                [0; 3]
+            });
+            match row.verdict {
+                Verdict::Passed => count[0] += 1,
+                Verdict::Failed(_) => count[1] += 1,
+                Verdict::NotApplicable(_) => count[2] += 1,
+            }
+        }
+        let width = order.iter().map(|name| name.len()).max().unwrap_or(0).max(5);
+        let _ = writeln!(text, "{:<width$}  passed  failed  not applicable", "check");
+        for name in order {
+            let [passed, failed, not_applicable] = counts[name].map(|n| if n == 0 { "-".to_owned() } else { n.to_string() });
+            let _ = writeln!(text, "{name:<width$}  {passed:>6}  {failed:>6}  {not_applicable:>14}");
+        }
+    }
+
+    fn reasons(&self, text: &mut String) {
+        let mut reasons: BTreeMap<(&str, &str), Vec<String>> = BTreeMap::new();
+        for row in &self.rows {
+            if let Verdict::NotApplicable(why) = &row.verdict {
+                reasons.entry((&row.check, why)).or_default().push(row.circumstances());
+            }
+        }
+        if !reasons.is_empty() {
+            text.push_str("\nnot applicable:\n");
+        }
+        for ((check, why), circumstances) in reasons {
+            let _ = writeln!(text, "  {check}: {why} ({})", circumstances.join("; "));
+        }
+    }
+
+    fn failures(&self, text: &mut String) {
+        for row in &self.rows {
+            if let Verdict::Failed(what) = &row.verdict {
+                let _ = writeln!(text, "\nFAILED {} ({})", row.check, row.circumstances());
+                let _ = writeln!(text, "  rule:  {}\n  where: {}\n  seen:  {}", row.rule, row.place, what.replace('\n', "\n         "));
+            }
+        }
+    }
+}
+
+impl Row {
+    /// The device, mode and page size, for a person.
+    fn circumstances(&self) -> String {
+        match self.page_size {
+            Some(bytes) => format!("{}, {}, {}", self.device, self.mode, ByteLen(bytes)),
+            None => format!("{}, {}", self.device, self.mode),
+        }
+    }
+}

@@ -1,0 +1,83 @@
+//! Steps that are to end their process, each in a process of its own.
+
+use super::CHILD;
+use super::lane::describe;
+use crate::check::Stop;
+use std::io::Read;
+use std::os::unix::process::ExitStatusExt;
+use std::process::{Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+/// Names the job and the step, as `job:step`.
+const DOOM: &str = "GMEM_CONFORMANCE_DOOM";
+
+/// The status of a process that never came to its step.
+pub(crate) const NOT_REACHED: i32 = 99;
+
+/// Shorter than what a check may take, so that the check itself can say what hangs.
+const LIMIT: Duration = Duration::from_secs(8);
+
+/// How a doomed process ended.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Ending {
+    status: Option<ExitStatus>,
+    said: String,
+}
+
+impl Ending {
+    pub(crate) fn passed_over() -> Self {
+        Self { status: None, said: String::new() }
+    }
+
+    /// Refuses any other end than by this signal.
+    ///
+    /// # Errors
+    /// [`Stop::Failed`] with how it ended.
+    pub fn by_signal(&self, signal: i32) -> Result<(), Stop> {
+        match self.status {
+            None => Ok(()),
+            Some(status) if status.signal() == Some(signal) => Ok(()),
+            Some(status) if status.code() == Some(NOT_REACHED) => Err(Stop::Failed(format!("the step was not reached: {}", self.said))),
+            Some(status) => {
+                Err(Stop::Failed(format!("it ended with {}, not by signal {signal}; it said: {}", describe(status), self.said)))
+            }
+        }
+    }
+}
+
+/// The job and step that this process is for.
+pub(crate) fn asked() -> Option<(usize, String)> {
+    let asked = std::env::var(DOOM).ok()?;
+    let (job, step) = asked.split_once(':')?;
+    Some((job.parse().ok()?, step.to_owned()))
+}
+
+/// Begins job `job` anew in a process that ends with `step`.
+pub(crate) fn run(job: usize, step: &str) -> Result<Ending, Stop> {
+    let mut child = Command::new(std::env::current_exe()?)
+        .args(std::env::args_os().skip(1))
+        .env(CHILD, std::process::id().to_string())
+        .env(DOOM, format!("{job}:{step}"))
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()?;
+    let until = Instant::now() + LIMIT;
+    let status = loop {
+        if let Some(status) = child.try_wait()? {
+            break status;
+        }
+        if Instant::now() > until {
+            let waiting = super::who_waits::of(child.id());
+            child.kill()?;
+            child.wait()?;
+            return Err(Stop::Failed(format!("a process that was to end did not within {} s\n{waiting}", LIMIT.as_secs())));
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    };
+    let mut said = String::new();
+    if let Some(mut err) = child.stderr.take() {
+        err.read_to_string(&mut said)?;
+    }
+    Ok(Ending { status: Some(status), said: said.trim().to_owned() })
+}

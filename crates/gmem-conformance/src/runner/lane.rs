@@ -1,0 +1,139 @@
+//! One check process after another, each fed with jobs until it fails one.
+
+use super::child::MARK;
+use super::{CHILD, who_waits};
+use crate::report::Verdict;
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::process::ExitStatusExt;
+use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+/// How many lines of what a check printed are kept for a report of its failure.
+const KEPT_LINES: usize = 20;
+
+/// Runs jobs one after another.
+pub(crate) struct Lane {
+    limit: Duration,
+    process: Option<Process>,
+}
+
+struct Process {
+    child: Child,
+    jobs: Option<ChildStdin>,
+    verdicts: Receiver<Verdict>,
+    said: Arc<Mutex<Vec<String>>>,
+    readers: Vec<JoinHandle<()>>,
+}
+
+impl Lane {
+    pub(crate) fn new(limit: Duration) -> Self {
+        Self { limit, process: None }
+    }
+
+    /// Runs job `number` in a check process. One that fails a job is not used again: what the check left behind would meet the next.
+    pub(crate) fn run(&mut self, number: usize) -> Verdict {
+        let mut process = match self.process.take().map_or_else(Process::start, Ok) {
+            Ok(process) => process,
+            Err(e) => return Verdict::Failed(format!("no process for the check: {e}")),
+        };
+        process.said().clear();
+        // If it does not read, it has ended, which the wait for its verdict notices.
+        let _ = process.jobs.as_mut().map(|jobs| writeln!(jobs, "{number}"));
+        match process.verdicts.recv_timeout(self.limit) {
+            Ok(Verdict::Failed(what)) => Verdict::Failed(what),
+            Ok(verdict) => {
+                self.process = Some(process);
+                verdict
+            }
+            Err(RecvTimeoutError::Timeout) => {
+                let waiting = who_waits::of(process.child.id());
+                let said = process.last_words();
+                Verdict::Failed(format!("not done within {} s{said}\n{waiting}", self.limit.as_secs()))
+            }
+            Err(RecvTimeoutError::Disconnected) => {
+                let status = process.child.wait();
+                process.join();
+                let said = process.last_words();
+                Verdict::Failed(format!("the check ended its process: {}{said}", status.map_or_else(|e| e.to_string(), describe)))
+            }
+        }
+    }
+}
+
+/// A status in words.
+pub(crate) fn describe(status: ExitStatus) -> String {
+    match (status.signal(), status.code()) {
+        (Some(signal), _) => format!("signal {signal}"),
+        (None, code) => format!("status {}", code.unwrap_or(-1)),
+    }
+}
+
+impl Process {
+    fn start() -> std::io::Result<Self> {
+        let mut child = Command::new(std::env::current_exe()?)
+            .args(std::env::args_os().skip(1))
+            .env(CHILD, std::process::id().to_string())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()?;
+        let said = Arc::new(Mutex::new(Vec::new()));
+        let (tell, verdicts) = channel();
+        let jobs = child.stdin.take();
+        let mut readers = Vec::new();
+        if let Some(out) = child.stdout.take() {
+            let said = said.clone();
+            readers.push(std::thread::spawn(move || {
+                for line in BufReader::new(out).lines().map_while(Result::ok) {
+                    match line.strip_prefix(MARK).map(serde_json::from_str::<Verdict>) {
+                        // Nobody listens any more once the process was given up.
+                        Some(Ok(verdict)) => drop(tell.send(verdict)),
+                        _ => keep(&said, line),
+                    }
+                }
+            }));
+        }
+        if let Some(err) = child.stderr.take() {
+            let said = said.clone();
+            let lines = move || BufReader::new(err).lines().map_while(Result::ok).for_each(|line| keep(&said, line));
+            readers.push(std::thread::spawn(lines));
+        }
+        Ok(Self { child, jobs, verdicts, said, readers })
+    }
+
+    fn said(&self) -> std::sync::MutexGuard<'_, Vec<String>> {
+        // A push is done or not, whatever panics.
+        self.said.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What it printed since its last job began.
+    fn last_words(&self) -> String {
+        let said = self.said();
+        if said.is_empty() { String::new() } else { format!("; it said:\n{}", said.join("\n")) }
+    }
+
+    fn join(&mut self) {
+        // The readers end with the pipes; they do not panic.
+        self.readers.drain(..).for_each(|reader| drop(reader.join()));
+    }
+}
+
+fn keep(said: &Mutex<Vec<String>>, line: String) {
+    let mut said = said.lock().unwrap_or_else(PoisonError::into_inner);
+    if !line.is_empty() && said.len() < KEPT_LINES {
+        said.push(line);
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // An idle one ends at the end of its input; one that hangs has to be killed, and the devices it has end when it does.
+        drop(self.jobs.take());
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        self.join();
+    }
+}

@@ -1,0 +1,66 @@
+//! Runs checks in processes of their own, so that one that hangs or ends its process fails by name and the others go on.
+//!
+//! A check process is this very executable, started again with the same arguments and [`CHILD`] in its environment. It makes the same plan, reads numbers of jobs
+//! from standard input, and answers on standard output with a line each; a driver may print what it likes between them.
+
+pub(crate) mod child;
+pub(crate) mod doomed;
+mod lane;
+mod who_waits;
+
+use crate::check::Check;
+use crate::job::{Job, plan};
+use crate::options::Options;
+use crate::report::{Report, Row};
+use crate::target::Target;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Instant;
+
+/// Marks a check process; its value is the process that started it.
+pub(crate) const CHILD: &str = "GMEM_CONFORMANCE_CHILD";
+
+/// The most check processes at a time: they wait more than they compute, but each has a device's memory.
+const MOST_LANES: usize = 4;
+
+/// Runs what `options` wants of `checks` on `targets`. In a check process this does not return.
+pub fn run(targets: &[Target], checks: &[Check], options: &Options) -> Report {
+    let jobs = plan(targets, checks, options);
+    child::serve_if_asked(&jobs);
+    let began = Instant::now();
+    let lanes = std::thread::available_parallelism().map_or(1, usize::from).clamp(1, MOST_LANES);
+    let rows: Mutex<Vec<Option<Row>>> = Mutex::new(jobs.iter().map(unmeaning).collect());
+    let next = AtomicUsize::new(0);
+    let limit = std::time::Duration::from_secs(options.time_limit);
+    std::thread::scope(|threads| {
+        for _ in 0..lanes {
+            threads.spawn(|| {
+                let mut lane = lane::Lane::new(limit);
+                while let Some((number, job)) = take(&jobs, &next) {
+                    let began = Instant::now();
+                    let verdict = lane.run(number);
+                    let row = job.row(verdict, began.elapsed().as_secs_f64());
+                    rows.lock().expect("no lane panics with the rows").as_mut_slice()[number] = Some(row);
+                }
+            });
+        }
+    });
+    let rows = rows.into_inner().expect("no lane panics with the rows");
+    Report::new(rows.into_iter().flatten().collect(), began.elapsed().as_secs_f64())
+}
+
+/// The row of a job that need not run.
+fn unmeaning(job: &Job<'_>) -> Option<Row> {
+    job.reason_not_to.as_ref().map(|why| job.row(crate::report::Verdict::NotApplicable(why.clone()), 0.0))
+}
+
+/// The next job that has to run.
+fn take<'a, 'b>(jobs: &'b [Job<'a>], next: &AtomicUsize) -> Option<(usize, &'b Job<'a>)> {
+    loop {
+        let number = next.fetch_add(1, Ordering::Relaxed);
+        let job = jobs.get(number)?;
+        if job.reason_not_to.is_none() {
+            return Some((number, job));
+        }
+    }
+}

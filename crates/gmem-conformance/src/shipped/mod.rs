@@ -1,0 +1,106 @@
+//! The accelerators that gmem ships, as subjects.
+
+mod bytes;
+mod kernels;
+
+use crate::subject::{Cannot, Shape, Subject, fault_of};
+use crate::target::Target;
+use bytes::Bytes;
+use gmem::hal::FaultError;
+use gmem::{Access, Args, ByteLen, Context, Kernel, VirtAddr, accel};
+use std::sync::Arc;
+
+/// The software accelerator in a process of its own, in every shape.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Discrete;
+
+/// The software accelerator that walks the CPU's page table.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Integrated;
+
+/// The names of the targets that [`shipped`] makes.
+pub const SHIPPED: [&str; 4] = ["discrete", "discrete-no-replay", "peer", "integrated"];
+
+/// The shipped target of this name, or all of them for `"all"`.
+pub fn shipped(name: &str) -> Vec<Target> {
+    let make = |name: &str| match name {
+        "discrete" => Target::new(name, Arc::new(Discrete), true, false).ok(),
+        "discrete-no-replay" => Target::new(name, Arc::new(Discrete), false, false).ok(),
+        "peer" => Target::new(name, Arc::new(Discrete), true, true).ok(),
+        "integrated" => Target::new(name, Arc::new(Integrated), true, false).ok(),
+        _ => None,
+    };
+    SHIPPED.iter().filter(|one| name == "all" || name == **one).filter_map(|name| make(name)).collect()
+}
+
+impl Subject for Discrete {
+    type Driver = accel::Discrete;
+
+    fn name(&self) -> String {
+        "discrete".to_owned()
+    }
+
+    fn device(&self, shape: &Shape) -> Result<Arc<accel::Discrete>, Cannot> {
+        let builder = accel::Discrete::builder().memory(shape.memory).cores(1).replay(shape.replay).peer(shape.peer);
+        builder.build().map_err(|_| Cannot("its memory must be a positive multiple of 4 KiB"))
+    }
+
+    fn read(&self, _: &accel::Discrete, context: &Context, va: VirtAddr, bytes: &mut [u8]) -> Result<(), FaultError> {
+        read(context, va, bytes)
+    }
+
+    fn write(&self, _: &accel::Discrete, context: &Context, va: VirtAddr, bytes: &[u8]) -> Result<(), FaultError> {
+        write(context, va, bytes)
+    }
+
+    fn add(&self, _: &accel::Discrete, context: &Context, va: VirtAddr, n: u64) -> Result<(), FaultError> {
+        launch(context, &kernels::ADD, va, 8, Access::Write, [n, 0, 0])
+    }
+}
+
+impl Subject for Integrated {
+    type Driver = accel::Integrated;
+
+    fn name(&self) -> String {
+        "integrated".to_owned()
+    }
+
+    fn device(&self, shape: &Shape) -> Result<Arc<accel::Integrated>, Cannot> {
+        if !shape.replay || shape.peer {
+            return Err(Cannot("its faults are the CPU's own: always replayed, and no peer's"));
+        }
+        accel::Integrated::builder().cores(1).build().map_err(|_| Cannot("it needs a core"))
+    }
+
+    fn read(&self, _: &accel::Integrated, context: &Context, va: VirtAddr, bytes: &mut [u8]) -> Result<(), FaultError> {
+        read(context, va, bytes)
+    }
+
+    fn write(&self, _: &accel::Integrated, context: &Context, va: VirtAddr, bytes: &[u8]) -> Result<(), FaultError> {
+        write(context, va, bytes)
+    }
+
+    fn add(&self, _: &accel::Integrated, context: &Context, va: VirtAddr, n: u64) -> Result<(), FaultError> {
+        launch(context, &kernels::ADD, va, 8, Access::Write, [n, 0, 0])
+    }
+}
+
+/// The kernel has no memory but unified memory, which must stay as it is: the bytes travel by an object that both processes open.
+fn read(context: &Context, va: VirtAddr, bytes: &mut [u8]) -> Result<(), FaultError> {
+    let object = Bytes::of_len(bytes.len());
+    launch(context, &kernels::READ, va, bytes.len(), Access::Read, object.words(bytes.len()))?;
+    object.read(bytes);
+    Ok(())
+}
+
+fn write(context: &Context, va: VirtAddr, bytes: &[u8]) -> Result<(), FaultError> {
+    let object = Bytes::holding(bytes);
+    launch(context, &kernels::WRITE, va, bytes.len(), Access::Write, object.words(bytes.len()))
+}
+
+fn launch(context: &Context, kernel: &Kernel, va: VirtAddr, len: usize, access: Access, words: [u64; 3]) -> Result<(), FaultError> {
+    let args = words.into_iter().fold(Args::new().number(va.get()), |args, word| args.number(word));
+    // SAFETY: the kernels take these numbers and touch the `len` bytes at `va`. A device that cannot replay is told of them without a Rust reference, since
+    // nothing may be mapped there, which is then its fault.
+    unsafe { context.run(kernel, args.range(va, ByteLen(len as u64), access)) }.map_err(fault_of)
+}

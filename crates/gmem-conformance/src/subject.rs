@@ -1,0 +1,118 @@
+//! What the author of a driver supplies: how to make a device, and how it touches memory.
+
+use gmem::hal::{Device, FaultError, LaunchError};
+use gmem::{Context, Error, RangeError, VirtAddr};
+use std::sync::Arc;
+
+/// The device that a check wants.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Shape {
+    /// Bytes of memory of its own. A device without memory of its own takes no notice.
+    pub memory: u64,
+    /// Whether it has [`gmem::hal::Capabilities::REPLAYABLE`].
+    pub replay: bool,
+    /// Whether it has [`gmem::hal::Capabilities::PEER`].
+    pub peer: bool,
+}
+
+/// The subject has no device of this shape, and why. The checks that need one are not applicable.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Cannot(pub &'static str);
+
+/// A driver under test.
+///
+/// `read`, `write` and `add` are accesses **by the device**, through its own MMU: by its cores, its copy queue, whatever it touches unified memory with. They return when the
+/// access is done, and are called from several threads at once. A device that can replay faults reports one by [`gmem::hal::Upcalls::device_fault`] and tries again; one that
+/// cannot first has gmem hold the bytes, as [`Context::run`] does for what [`gmem::Args`] names. The error is the fault that ended the access; what was touched
+/// before it stays touched.
+pub trait Subject: Send + Sync + 'static {
+    /// The driver.
+    type Driver: Device + 'static;
+
+    /// What reports call it.
+    fn name(&self) -> String;
+
+    /// A fresh device, not yet started.
+    ///
+    /// # Errors
+    /// [`Cannot`] if there is none of this shape.
+    fn device(&self, shape: &Shape) -> Result<Arc<Self::Driver>, Cannot>;
+
+    /// The device loads the bytes at `va`.
+    ///
+    /// # Errors
+    /// The fault that ended it.
+    fn read(&self, driver: &Self::Driver, context: &Context, va: VirtAddr, bytes: &mut [u8]) -> Result<(), FaultError>;
+
+    /// The device stores the bytes at `va`.
+    ///
+    /// # Errors
+    /// The fault that ended it.
+    fn write(&self, driver: &Self::Driver, context: &Context, va: VirtAddr, bytes: &[u8]) -> Result<(), FaultError>;
+
+    /// The device adds `n` to the 64-bit word at `va`, which is aligned, in one atomic step.
+    ///
+    /// # Errors
+    /// The fault that ended it.
+    fn add(&self, driver: &Self::Driver, context: &Context, va: VirtAddr, n: u64) -> Result<(), FaultError>;
+}
+
+/// The fault that ended a launch, for subjects whose device runs kernels by [`Context::run`].
+pub fn fault_of(error: Error) -> FaultError {
+    match error {
+        Error::Launch(LaunchError::Fault { error, .. }) | Error::Range(RangeError::Fault(_, error)) => error,
+        Error::Launch(LaunchError::Device(error)) => FaultError::Device(error),
+        Error::Range(RangeError::NotMapped(_)) => FaultError::NotMapped,
+        Error::Fenced => FaultError::Fenced,
+        other => panic!("the launch failed in a way that is no fault: {other}"),
+    }
+}
+
+/// A device that was made, with its subject.
+pub(crate) trait Specimen: Send + Sync {
+    fn device(&self) -> Arc<dyn Device>;
+    fn read(&self, context: &Context, va: VirtAddr, bytes: &mut [u8]) -> Result<(), FaultError>;
+    fn write(&self, context: &Context, va: VirtAddr, bytes: &[u8]) -> Result<(), FaultError>;
+    fn add(&self, context: &Context, va: VirtAddr, n: u64) -> Result<(), FaultError>;
+}
+
+/// A subject whose driver's type is forgotten, so that checks are plain functions.
+pub(crate) trait Maker: Send + Sync {
+    fn name(&self) -> String;
+    fn make(&self, shape: &Shape) -> Result<Arc<dyn Specimen>, Cannot>;
+}
+
+pub(crate) struct MakerOf<S>(pub(crate) Arc<S>);
+
+struct Made<S: Subject> {
+    subject: Arc<S>,
+    driver: Arc<S::Driver>,
+}
+
+impl<S: Subject> Maker for MakerOf<S> {
+    fn name(&self) -> String {
+        self.0.name()
+    }
+
+    fn make(&self, shape: &Shape) -> Result<Arc<dyn Specimen>, Cannot> {
+        Ok(Arc::new(Made { subject: self.0.clone(), driver: self.0.device(shape)? }))
+    }
+}
+
+impl<S: Subject> Specimen for Made<S> {
+    fn device(&self) -> Arc<dyn Device> {
+        self.driver.clone()
+    }
+
+    fn read(&self, context: &Context, va: VirtAddr, bytes: &mut [u8]) -> Result<(), FaultError> {
+        self.subject.read(&self.driver, context, va, bytes)
+    }
+
+    fn write(&self, context: &Context, va: VirtAddr, bytes: &[u8]) -> Result<(), FaultError> {
+        self.subject.write(&self.driver, context, va, bytes)
+    }
+
+    fn add(&self, context: &Context, va: VirtAddr, n: u64) -> Result<(), FaultError> {
+        self.subject.add(&self.driver, context, va, n)
+    }
+}
