@@ -26,7 +26,7 @@ const PLAIN: [FaultError; 6] = [
     FaultError::NoDeviceMemory,
     FaultError::Fenced,
     FaultError::NotAttached,
-    FaultError::Contended,
+    FaultError::TooManyHolds,
 ];
 
 const KIND_PLAIN: u64 = 1;

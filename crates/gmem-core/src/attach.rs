@@ -6,12 +6,12 @@ use crate::device::{Attachment, DeviceSlot};
 use crate::error::{AttachError, DetachError};
 use crate::execute::Cause;
 use crate::fault::{Touch, Who};
+use crate::sorted::lock_with_room;
 use crate::space::Space;
 use alloc::sync::Arc;
-use alloc::vec::Vec;
 use gmem_hal::{
     Backing, DeviceError, DeviceId, DeviceInfo, FaultError, Host, Mode, PeerError, Platform, PmapId, PmapRequest, SpaceId, VirtAddr,
-    VirtRange, WaitKind,
+    WaitKind,
 };
 
 /// What a device is to an address space.
@@ -51,6 +51,7 @@ impl<P: Platform> Core<P> {
         let gate = space.enter_gate("attach").ok_or(AttachError::NoSuchSpace(space.id))?;
         let device_gate = slot.enter_gate("attach").ok_or(AttachError::NoSuchDevice(slot.id))?;
         self.check_attach(space, slot, mode)?;
+        drop(lock_with_room(&slot.state, 1, |state| &mut state.contexts)?);
         let table = match mode {
             Mode::Share => self.table_to_share(space, slot)?,
             _ => Table::Own(self.make_pmap(space, slot, mode)?),
@@ -66,11 +67,12 @@ impl<P: Platform> Core<P> {
         {
             let mut inner = space.lock();
             if mode == Mode::CoherentExclusive {
-                inner.allowed.extend(slot.state.lock().hnodes.iter().map(|h| h.id));
+                slot.state.lock().hnodes.iter().for_each(|h| inner.allowed.insert(h.id));
             }
             inner.contexts.push(context.clone());
         }
-        slot.state.lock().contexts.push(Attachment { pmap: context.pmap(), space: space.clone(), context: context.clone() });
+        let attachment = Attachment { pmap: context.pmap(), space: space.clone(), context: context.clone() };
+        slot.state.lock().contexts.insert(space.id, attachment);
         drop((device_gate, gate));
         if mode == Mode::Replicate {
             self.replicate_all(space, &context);
@@ -112,19 +114,17 @@ impl<P: Platform> Core<P> {
         if cookie == DeviceInfo::CPU_COOKIE {
             return if space.cpu_visible { Ok(Table::Cpu) } else { Err(AttachError::NothingToShare) };
         }
-        let inner = space.lock();
-        let sharer = inner.contexts.iter().find(|c| matches!(c.table, Table::Own(_)) && c.driver().info().mmu_cookie == cookie);
+        let sharer = space.contexts().into_iter().find(|c| matches!(c.table, Table::Own(_)) && c.driver().info().mmu_cookie == cookie);
         let sharer = sharer.ok_or(AttachError::NothingToShare)?;
+        check_id(slot, sharer.own_pmap())?;
         Ok(Table::Of(sharer.device.id, sharer.own_pmap()))
     }
 
     fn make_pmap(&self, space: &Space<P>, slot: &DeviceSlot<P>, mode: Mode) -> Result<PmapId, AttachError> {
         let host = if mode == Mode::Replicate { self.platform.host().window(&space.host) } else { None };
         let pmap = slot.driver.mmu().pmap_create(&PmapRequest { space: space.id, range: space.range, mode, host })?;
-        if slot.state.lock().contexts.iter().any(|a| a.context.table == Table::Own(pmap)) {
-            // Two contexts under one id could not be told apart; the driver broke its contract, and destroying the id would destroy the other.
-            return Err(DeviceError::BadRequest.into());
-        }
+        // The driver broke its contract; and destroying the id could destroy the other table of that name.
+        check_id(slot, pmap)?;
         Ok(pmap)
     }
 
@@ -169,14 +169,13 @@ impl<P: Platform> Core<P> {
         }
         // What chose its replicas before this one began to leave is over when each page was seen idle; what begins now enters nothing into it.
         self.wait_idle(space, space.range);
-        let _device_gate = context.device.enter_gate("detach").ok_or(DetachError::NotAttached(device))?;
+        let device_gate = context.device.enter_gate("detach").ok_or(DetachError::NotAttached(device))?;
         self.forget_current(&context.device, space.id);
         if let Table::Own(pmap) = context.table {
             if context.mode == Mode::Replicate && !context.is_fenced() {
                 // Homes outlive the context, so nothing of it may reach them from here on. While it is still listed, whoever takes a page from the replicas takes
                 // it from this one too.
-                let regions: Vec<_> = space.lock().regions().collect();
-                for region in regions {
+                for region in space.walk(space.range) {
                     self.revoke(&context, region.range);
                 }
             }
@@ -185,16 +184,17 @@ impl<P: Platform> Core<P> {
             }
         }
         {
-            let hnodes: Vec<_> = context.device.state.lock().hnodes.iter().map(|h| h.id).collect();
             let mut inner = space.lock();
             inner.contexts.retain(|c| c.device.id != device);
-            inner.allowed.retain(|h| !hnodes.contains(h));
+            context.device.state.lock().hnodes.iter().for_each(|h| inner.allowed.remove(h.id));
         }
         // What chose its replicas while this was one may still be about to take its page from it.
         self.wait_idle(space, space.range);
         self.drop_pmap(&context, space.id);
         // Last: while the device has an attachment it cannot be destroyed.
-        context.device.state.lock().contexts.retain(|a| a.space.id != space.id);
+        let listed = context.device.state.lock().contexts.remove(space.id);
+        drop((listed, device_gate));
+        self.retire(context);
         Ok(())
     }
 
@@ -207,8 +207,7 @@ impl<P: Platform> Core<P> {
             self.end_quarantine(context, space);
         } else {
             // The next context of this device here must not end a quarantine that is not its own.
-            for n in 0.. {
-                let Some(hnode) = context.device.hnode(n) else { return };
+            for hnode in context.device.pools() {
                 hnode.orphan_quarantine(space);
             }
         }
@@ -216,8 +215,7 @@ impl<P: Platform> Core<P> {
 
     /// The context is confirmed to touch no memory any more: frames held back for it are free.
     fn end_quarantine(&self, context: &Context<P>, space: SpaceId) {
-        for n in 0.. {
-            let Some(hnode) = context.device.hnode(n) else { return };
+        for hnode in context.device.pools() {
             while let Some(frame) = hnode.end_quarantine(space) {
                 self.free_frame(&hnode, frame);
             }
@@ -247,33 +245,35 @@ impl<P: Platform> Core<P> {
     }
 }
 
+/// Two contexts of a device whose tables have one id could not be told apart: not in a fault, nor in a launch.
+fn check_id<P: Platform>(slot: &DeviceSlot<P>, pmap: PmapId) -> Result<(), AttachError> {
+    match slot.attachment(pmap) {
+        Some(_) => Err(DeviceError::BadRequest.into()),
+        None => Ok(()),
+    }
+}
+
 /// Reserves everything that is mapped in a new peer; on a conflict, gives back what was reserved.
 fn reserve_all<P: Platform>(space: &Space<P>, context: &Context<P>) -> Result<(), AttachError> {
-    let regions: Vec<_> = space.lock().regions().collect();
     let peer = context.driver().peer().expect("checked when the device was created");
-    let mut reserved: Vec<VirtRange> = Vec::new();
-    for region in regions {
-        match peer.va_alloc_fixed(context.own_pmap(), region.range, region.attrs.prot) {
-            Ok(()) => reserved.push(region.range),
-            Err(e) => {
-                for range in reserved {
-                    let _ = peer.va_free(context.own_pmap(), range);
-                }
-                return Err(match e {
-                    PeerError::Device(e) => e.into(),
-                    PeerError::NoMemory => DeviceError::NoMemory.into(),
-                    _ => AttachError::AddressConflict(region.range),
-                });
+    for region in space.walk(space.range) {
+        if let Err(e) = peer.va_alloc_fixed(context.own_pmap(), region.range, region.attrs.prot) {
+            for reserved in space.walk(space.range).take_while(|r| r.range.start() < region.range.start()) {
+                let _ = peer.va_free(context.own_pmap(), reserved.range);
             }
+            return Err(match e {
+                PeerError::Device(e) => e.into(),
+                PeerError::NoMemory => DeviceError::NoMemory.into(),
+                _ => AttachError::AddressConflict(region.range),
+            });
         }
     }
     Ok(())
 }
 
 fn free_all<P: Platform>(space: &Space<P>, context: &Context<P>, pmap: PmapId) {
-    let regions: Vec<_> = space.lock().regions().collect();
     let peer = context.driver().peer().expect("checked when the device was created");
-    for region in regions {
+    for region in space.walk(space.range) {
         // The table is destroyed next, and the reservations with it.
         let _ = peer.va_free(pmap, region.range);
     }

@@ -3,10 +3,12 @@
 use crate::device::DeviceSlot;
 use crate::error::DeviceCallError;
 use crate::hnode::{Hnode, HnodeStats};
+use crate::hnode_set::HnodeSet;
+use crate::retire::Retired;
+use crate::sorted::Sorted;
 use crate::space::Space;
 use crate::stats::{Counters, Stats};
 use ::core::sync::atomic::{AtomicBool, Ordering};
-use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use gmem_hal::lock_api::Mutex;
@@ -21,20 +23,22 @@ pub struct Core<P: Platform> {
     pub(crate) platform: P,
     enabled: AtomicBool,
     pub(crate) tables: Mutex<P::RawLock, Tables<P>>,
+    /// Taken by no fault.
+    pub(crate) retired: Mutex<P::RawLock, Retired>,
     pub(crate) counters: Counters,
 }
 
 /// Lock letter `t`: the table lock, for look-ups; nothing is called and no other lock is taken under it.
 pub(crate) struct Tables<P: Platform> {
-    pub(crate) devices: BTreeMap<DeviceId, Arc<DeviceSlot<P>>>, // t
+    pub(crate) devices: Sorted<DeviceId, Arc<DeviceSlot<P>>>, // t
     /// Ids given out, from before the hnode is made until after it is gone.
-    hnode_ids: BTreeSet<HnodeId>, // t
-    pub(crate) hnodes: BTreeMap<HnodeId, Arc<Hnode<P>>>,        // t
-    pub(crate) spaces: BTreeMap<SpaceId, Arc<Space<P>>>,        // t
+    hnode_ids: HnodeSet, // t
+    pub(crate) hnodes: Sorted<HnodeId, Arc<Hnode<P>>>,        // t
+    pub(crate) spaces: Sorted<SpaceId, Arc<Space<P>>>,        // t
     /// Address spaces that the CPU sees, by start: disjoint.
-    pub(crate) visible: BTreeMap<VirtAddr, Arc<Space<P>>>, // t
-    next_device: u32,                                           // t
-    next_space: u32,                                            // t
+    pub(crate) visible: Sorted<VirtAddr, Arc<Space<P>>>, // t
+    next_device: u32,                                         // t
+    next_space: u32,                                          // t
 }
 
 impl<P: Platform> Tables<P> {
@@ -49,16 +53,15 @@ impl<P: Platform> Tables<P> {
     }
 
     /// The lowest free hnode id. Ids of unregistered memory are used again: nothing refers to them any more.
-    pub(crate) fn fresh_hnode(&mut self, most: usize) -> Option<HnodeId> {
-        let id = (1..most as u16).map(HnodeId).find(|id| !self.hnode_ids.contains(id))?;
+    pub(crate) fn fresh_hnode(&mut self) -> Option<HnodeId> {
+        let id = self.hnode_ids.first_absent()?;
         self.hnode_ids.insert(id);
         Some(id)
     }
 
-    /// Forgets an hnode; its id is free again.
+    /// Gives an hnode's id back.
     pub(crate) fn forget_hnode(&mut self, id: HnodeId) {
-        self.hnodes.remove(&id);
-        self.hnode_ids.remove(&id);
+        self.hnode_ids.remove(id);
     }
 }
 
@@ -66,15 +69,21 @@ impl<P: Platform> Core<P> {
     /// A core on `platform`, with nothing in it.
     pub fn new(platform: P) -> Arc<Self> {
         let tables = Tables {
-            devices: BTreeMap::new(),
-            hnode_ids: BTreeSet::new(),
-            hnodes: BTreeMap::new(),
-            spaces: BTreeMap::new(),
-            visible: BTreeMap::new(),
+            devices: Sorted::new(),
+            hnode_ids: HnodeSet::new(),
+            hnodes: Sorted::new(),
+            spaces: Sorted::new(),
+            visible: Sorted::new(),
             next_device: 0,
             next_space: 0,
         };
-        Arc::new(Self { platform, enabled: AtomicBool::new(true), tables: Mutex::new(tables), counters: Counters::default() })
+        Arc::new(Self {
+            platform,
+            enabled: AtomicBool::new(true),
+            tables: Mutex::new(tables),
+            retired: Mutex::new(Retired::new()),
+            counters: Counters::default(),
+        })
     }
 
     /// What the core stands on.
@@ -92,26 +101,26 @@ impl<P: Platform> Core<P> {
     }
 
     pub(crate) fn device(&self, id: DeviceId) -> Result<Arc<DeviceSlot<P>>, DeviceCallError> {
-        self.tables.lock().devices.get(&id).cloned().ok_or(DeviceCallError::NoSuchDevice(id))
+        self.tables.lock().devices.get(id).cloned().ok_or(DeviceCallError::NoSuchDevice(id))
     }
 
     pub(crate) fn hnode(&self, id: HnodeId) -> Option<Arc<Hnode<P>>> {
-        self.tables.lock().hnodes.get(&id).cloned()
+        self.tables.lock().hnodes.get(id).cloned()
     }
 
     pub(crate) fn space(&self, id: SpaceId) -> Option<Arc<Space<P>>> {
-        self.tables.lock().spaces.get(&id).cloned()
+        self.tables.lock().spaces.get(id).cloned()
     }
 
     /// The address space that the CPU sees at `va`.
     pub(crate) fn space_at(&self, va: VirtAddr) -> Option<Arc<Space<P>>> {
         let tables = self.tables.lock();
-        tables.visible.range(..=va).next_back().map(|(_, s)| s).filter(|s| s.range.contains(va)).cloned()
+        tables.visible.at_or_below(va).filter(|s| s.range.contains(va)).cloned()
     }
 
     /// The hnodes of a device.
     pub fn hnodes_of(&self, device: DeviceId) -> Vec<HnodeId> {
-        self.device(device).map(|d| d.state.lock().hnodes.iter().map(|h| h.id).collect()).unwrap_or_default()
+        self.device(device).map(|d| d.pools().iter().map(|h| h.id).collect()).unwrap_or_default()
     }
 
     /// The figures of one hnode.
@@ -121,13 +130,29 @@ impl<P: Platform> Core<P> {
 
     /// The figures of everything since the core was made.
     pub fn stats(&self) -> Stats {
-        let (spaces, hnodes) = {
-            let tables = self.tables.lock();
-            (tables.spaces.values().cloned().collect::<Vec<_>>(), tables.hnodes.values().cloned().collect::<Vec<_>>())
-        };
-        let entries = spaces.iter().map(|s| s.lock().table_bytes() as u64).sum::<u64>();
-        let hnodes: Vec<HnodeStats> = hnodes.iter().map(|h| h.stats()).collect();
+        let entries = self.each_space().map(|s| s.lock().metadata_bytes() as u64).sum::<u64>();
+        let hnodes: Vec<HnodeStats> = self.each_hnode().map(|h| h.stats()).collect();
         let metadata = entries + hnodes.iter().map(|h| h.metadata.get()).sum::<u64>();
         self.counters.snapshot(ByteLen(metadata), hnodes)
+    }
+
+    /// Every address space, each looked up when it is asked for: no lock is held between two.
+    pub(crate) fn each_space(&self) -> impl Iterator<Item = Arc<Space<P>>> {
+        let mut from = Some(SpaceId(0));
+        ::core::iter::from_fn(move || {
+            let (id, space) = self.tables.lock().spaces.from(from?).next().map(|(id, space)| (id, space.clone()))?;
+            from = id.0.checked_add(1).map(SpaceId);
+            Some(space)
+        })
+    }
+
+    /// Every hnode, likewise.
+    pub(crate) fn each_hnode(&self) -> impl Iterator<Item = Arc<Hnode<P>>> {
+        let mut from = Some(HnodeId(0));
+        ::core::iter::from_fn(move || {
+            let (id, hnode) = self.tables.lock().hnodes.from(from?).next().map(|(id, hnode)| (id, hnode.clone()))?;
+            from = id.0.checked_add(1).map(HnodeId);
+            Some(hnode)
+        })
     }
 }

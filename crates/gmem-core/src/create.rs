@@ -2,9 +2,9 @@
 
 use crate::core::Core;
 use crate::error::{DetachError, SpaceError};
+use crate::sorted::lock_with_room;
 use crate::space::Space;
 use alloc::sync::Arc;
-use alloc::vec::Vec;
 use gmem_hal::{Host, PageSize, Platform, SpaceId, VirtRange};
 
 impl<P: Platform> Core<P> {
@@ -23,19 +23,29 @@ impl<P: Platform> Core<P> {
         }
         let host = self.platform.host().space_create(range, cpu_visible)?;
         let space = Arc::new(Space::new(id, range, cpu_visible, host));
-        let mut tables = self.tables.lock();
-        if cpu_visible {
-            // Somebody may have been faster; the host reserves addresses once, so this only happens on hosts that reserve nothing.
-            if let Some(other) = tables.visible.values().find(|s| s.range.overlaps(range)) {
-                let other = other.id;
-                drop(tables);
-                self.platform.host().space_destroy(&space.host);
-                return Err(SpaceError::Clash(other));
-            }
-            tables.visible.insert(range.start(), space.clone());
-        }
-        tables.spaces.insert(id, space);
+        self.list(&space).inspect_err(|_| self.platform.host().space_destroy(&space.host))?;
         Ok(id)
+    }
+
+    /// Enters a new address space into the tables.
+    fn list(&self, space: &Arc<Space<P>>) -> Result<(), SpaceError> {
+        loop {
+            drop(lock_with_room(&self.tables, 1, |tables| &mut tables.visible)?);
+            let mut tables = lock_with_room(&self.tables, 1, |tables| &mut tables.spaces)?;
+            if !tables.visible.has_room(1) {
+                // Somebody else took the room meanwhile.
+                continue;
+            }
+            if space.cpu_visible {
+                // Somebody may have been faster; the host reserves addresses once, so this only happens on hosts that reserve nothing.
+                if let Some(other) = tables.visible.values().find(|s| s.range.overlaps(space.range)) {
+                    return Err(SpaceError::Clash(other.id));
+                }
+                tables.visible.insert(space.range.start(), space.clone());
+            }
+            tables.spaces.insert(space.id, space.clone());
+            return Ok(());
+        }
     }
 
     fn check_clash(&self, range: VirtRange) -> Result<(), SpaceError> {
@@ -62,11 +72,11 @@ impl<P: Platform> Core<P> {
         self.unmap_all(&space);
         // Contexts that share another's table go first. Nothing is mapped, so no data can be stranded.
         loop {
-            let devices: Vec<_> = space.lock().contexts.iter().map(|c| c.device.id).collect();
-            if devices.is_empty() {
+            let contexts = space.contexts();
+            if contexts.is_empty() {
                 break;
             }
-            for device in devices {
+            for device in contexts.iter().map(|c| c.device.id) {
                 match self.detach_in(&space, device) {
                     Ok(()) | Err(DetachError::Shared(_) | DetachError::NotAttached(_)) => {}
                     Err(e) => return Err(e.into()),
@@ -76,13 +86,14 @@ impl<P: Platform> Core<P> {
         space.lock().dying = true;
         {
             let mut tables = self.tables.lock();
-            tables.spaces.remove(&id);
+            tables.spaces.remove(id);
             if space.cpu_visible {
-                tables.visible.remove(&space.range.start());
+                tables.visible.remove(space.range.start());
             }
         }
         drop(gate);
         self.platform.host().space_destroy(&space.host);
+        self.retire(space);
         Ok(())
     }
 }

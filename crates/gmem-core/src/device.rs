@@ -2,15 +2,22 @@
 
 use crate::context::Context;
 use crate::core::Core;
-use crate::entry::{MAX_FRAMES, MAX_HNODES};
+use crate::entry::MAX_FRAMES;
 use crate::error::{DeviceCallError, KNOWN};
 use crate::gate::{Gate, Inside};
 use crate::hnode::{Allocator, Hnode};
+use crate::sorted::{Sorted, lock_with_room};
 use crate::space::Space;
 use alloc::sync::{Arc, Weak};
-use alloc::vec::Vec;
+use arrayvec::ArrayVec;
 use gmem_hal::lock_api::Mutex;
 use gmem_hal::{ByteLen, Capabilities, Device, DeviceId, HnodeId, Mode, PageSize, PhysRange, Platform, PmapId, SpaceId, Upcalls, VirtAddr};
+
+/// The most pools of memory one device can have; bounds what a fault keeps on its stack.
+pub(crate) const MAX_POOLS: usize = 16;
+
+/// The pools of one device.
+pub(crate) type Pools<P> = ArrayVec<Arc<Hnode<P>>, MAX_POOLS>;
 
 pub(crate) struct DeviceSlot<P: Platform> {
     pub(crate) id: DeviceId,            // c
@@ -21,10 +28,10 @@ pub(crate) struct DeviceSlot<P: Platform> {
 
 /// Lock letter `d`: the device lock, innermost of all; nothing is called under it.
 pub(crate) struct DeviceState<P: Platform> {
-    pub(crate) hnodes: Vec<Arc<Hnode<P>>>,   // d
-    pub(crate) contexts: Vec<Attachment<P>>, // d
-    current: Option<SpaceId>,                // d
-    pub(crate) dying: bool,                  // d
+    pub(crate) hnodes: Pools<P>,                         // d
+    pub(crate) contexts: Sorted<SpaceId, Attachment<P>>, // d
+    current: Option<SpaceId>,                            // d
+    pub(crate) dying: bool,                              // d
 }
 
 pub(crate) struct Attachment<P: Platform> {
@@ -47,12 +54,28 @@ impl<P: Platform> DeviceSlot<P> {
     /// The address space and context that use the table `pmap` of this device.
     pub(crate) fn attachment(&self, pmap: PmapId) -> Option<(Arc<Space<P>>, Arc<Context<P>>)> {
         let state = self.state.lock();
-        state.contexts.iter().find(|a| a.pmap == Some(pmap)).map(|a| (a.space.clone(), a.context.clone()))
+        state.contexts.values().find(|a| a.pmap == Some(pmap)).map(|a| (a.space.clone(), a.context.clone()))
     }
 
-    /// The `n`-th pool of the device. One at a time, so that a fault can walk them without allocating.
-    pub(crate) fn hnode(&self, n: usize) -> Option<Arc<Hnode<P>>> {
-        self.state.lock().hnodes.get(n).cloned()
+    /// Every attachment, each looked up when it is asked for: no lock is held between two.
+    fn each_attachment(&self) -> impl Iterator<Item = (Arc<Space<P>>, Arc<Context<P>>)> {
+        let mut from = Some(SpaceId(0));
+        ::core::iter::from_fn(move || {
+            let state = self.state.lock();
+            let (id, attachment) = state.contexts.from(from?).next()?;
+            from = id.0.checked_add(1).map(SpaceId);
+            Some((attachment.space.clone(), attachment.context.clone()))
+        })
+    }
+
+    /// The pools of the device, as of now.
+    pub(crate) fn pools(&self) -> Pools<P> {
+        self.state.lock().hnodes.clone()
+    }
+
+    /// Its first pool, in which the pages of a peer are counted.
+    pub(crate) fn first_pool(&self) -> Option<Arc<Hnode<P>>> {
+        self.state.lock().hnodes.first().cloned()
     }
 }
 
@@ -82,9 +105,15 @@ impl<P: Platform> Core<P> {
         let id = DeviceId(self.tables.lock().fresh_device());
         let weak: Weak<Self> = Arc::downgrade(self);
         driver.start(id, weak as Weak<dyn Upcalls>)?;
-        let state = DeviceState { hnodes: Vec::new(), contexts: Vec::new(), current: None, dying: false };
+        let state = DeviceState { hnodes: ArrayVec::new(), contexts: Sorted::new(), current: None, dying: false };
         let slot = Arc::new(DeviceSlot { id, driver, state: Mutex::new(state), gate: Gate::new() });
-        self.tables.lock().devices.insert(id, slot);
+        match lock_with_room(&self.tables, 1, |tables| &mut tables.devices) {
+            Ok(mut tables) => tables.devices.insert(id, slot),
+            Err(e) => {
+                slot.driver.stop();
+                return Err(e.into());
+            }
+        }
         Ok(id)
     }
 
@@ -104,20 +133,26 @@ impl<P: Platform> Core<P> {
             state.dying = true;
         }
         // No context is left, so nothing uses a frame; quarantined ones go with the device, which is stopped for good.
-        let hnodes = ::core::mem::take(&mut slot.state.lock().hnodes);
+        for hnode in slot.pools() {
+            self.forget(&slot, &hnode);
+            self.retire(hnode);
+        }
+        let listed = self.tables.lock().devices.remove(id);
+        drop((gate, listed));
+        slot.driver.stop();
+        self.retire(slot);
+        Ok(())
+    }
+
+    /// Takes an hnode out of the tables.
+    fn forget(&self, slot: &DeviceSlot<P>, hnode: &Arc<Hnode<P>>) {
+        slot.state.lock().hnodes.retain(|h| h.id != hnode.id);
         {
             let mut tables = self.tables.lock();
-            for hnode in &hnodes {
-                tables.forget_hnode(hnode.id);
-            }
-            tables.devices.remove(&id);
+            tables.hnodes.remove(hnode.id);
+            tables.forget_hnode(hnode.id);
         }
-        for hnode in hnodes {
-            hnode.uncharge(&self.platform);
-        }
-        drop(gate);
-        slot.driver.stop();
-        Ok(())
+        hnode.uncharge(&self.platform);
     }
 
     /// Registers device memory, which becomes an hnode (`gm_dev_register_physmem`).
@@ -148,11 +183,20 @@ impl<P: Platform> Core<P> {
             (false, true) => Allocator::Driver,
             (false, false) => Allocator::Core,
         };
-        let hnode_id = self.tables.lock().fresh_hnode(MAX_HNODES).ok_or(DeviceCallError::TooManyHnodes)?;
+        if slot.state.lock().hnodes.is_full() {
+            return Err(DeviceCallError::TooManyHnodes);
+        }
+        let hnode_id = self.tables.lock().fresh_hnode().ok_or(DeviceCallError::TooManyHnodes)?;
         let made = Hnode::new(hnode_id, id, range, smallest, allocator, &self.platform);
         let hnode = Arc::new(made.inspect_err(|_| self.tables.lock().forget_hnode(hnode_id))?);
-        slot.state.lock().hnodes.push(hnode.clone());
-        self.tables.lock().hnodes.insert(hnode_id, hnode);
+        match lock_with_room(&self.tables, 1, |tables| &mut tables.hnodes) {
+            Ok(mut tables) => tables.hnodes.insert(hnode_id, hnode.clone()),
+            Err(e) => {
+                self.forget(&slot, &hnode);
+                return Err(e.into());
+            }
+        }
+        slot.state.lock().hnodes.push(hnode);
         slot.driver.memory_registered(hnode_id, range);
         self.allow_everywhere(&slot, hnode_id, true);
         Ok(hnode_id)
@@ -172,10 +216,9 @@ impl<P: Platform> Core<P> {
             return Err(DeviceCallError::InUse { contexts });
         }
         hnode.retire().map_err(DeviceCallError::MemoryInUse)?;
-        slot.state.lock().hnodes.retain(|h| h.id != hnode_id);
-        self.tables.lock().forget_hnode(hnode_id);
         self.allow_everywhere(&slot, hnode_id, false);
-        hnode.uncharge(&self.platform);
+        self.forget(&slot, &hnode);
+        self.retire(hnode);
         Ok(())
     }
 
@@ -189,13 +232,11 @@ impl<P: Platform> Core<P> {
     }
 
     fn allow_everywhere(&self, slot: &DeviceSlot<P>, hnode: HnodeId, allow: bool) {
-        let exclusive = |a: &&Attachment<P>| a.context.mode == Mode::CoherentExclusive;
-        let spaces: Vec<_> = slot.state.lock().contexts.iter().filter(exclusive).map(|a| a.space.clone()).collect();
-        for space in spaces {
+        for (space, _) in slot.each_attachment().filter(|(_, context)| context.mode == Mode::CoherentExclusive) {
             let mut inner = space.lock();
-            inner.allowed.retain(|h| *h != hnode);
-            if allow {
-                inner.allowed.push(hnode);
+            match allow {
+                true => inner.allowed.insert(hnode),
+                false => inner.allowed.remove(hnode),
             }
         }
     }
@@ -214,8 +255,7 @@ impl<P: Platform> Core<P> {
                 if state.current == Some(space) {
                     return Ok(());
                 }
-                let attachment = state.contexts.iter().find(|a| a.space.id == space);
-                attachment.ok_or(DeviceCallError::NotAttached(space))?.pmap
+                state.contexts.get(space).ok_or(DeviceCallError::NotAttached(space))?.pmap
             }
         };
         slot.driver.switch_context(pmap)?;

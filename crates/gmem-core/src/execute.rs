@@ -5,6 +5,7 @@
 
 use crate::context::{Context, Table};
 use crate::core::Core;
+use crate::device::MAX_POOLS;
 use crate::entry::State;
 use crate::evict::Room;
 use crate::frame::FrameId;
@@ -16,9 +17,6 @@ use arrayvec::ArrayVec;
 use gmem_hal::{
     ByteLen, DeviceError, Event, FaultError, Host, Mapping, Mode, Pages, PeerError, PeerMap, PeerUnmap, PhysAddr, Platform, Prot, VirtRange,
 };
-
-/// The most pools of one device that a fault looks at; bounds what it keeps on its stack.
-const MAX_POOLS: usize = 16;
 
 /// Why pages move, for the counters.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -431,9 +429,8 @@ impl<P: Platform> Core<P> {
                 self.counters.direct_reclaims.add(1);
             }
             let mut pools = ArrayVec::<_, MAX_POOLS>::new();
-            for n in 0..MAX_POOLS {
-                let Some(hnode) = context.device.hnode(n) else { break };
-                if hnode.range.len() < size.len() || !op.space.lock().allowed.contains(&hnode.id) {
+            for hnode in context.device.pools() {
+                if hnode.range.len() < size.len() || !op.space.lock().allowed.contains(hnode.id) {
                     continue;
                 }
                 let epoch = hnode.progress.epoch();

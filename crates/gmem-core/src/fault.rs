@@ -92,7 +92,7 @@ impl<P: Platform> Core<P> {
                 continue;
             }
             if touch.hold && entry.holds == u8::MAX {
-                return Err(FaultError::Contended);
+                return Err(FaultError::TooManyHolds);
             }
             self.mark_busy(guard, &region, page, entry, false);
             match self.carry_out(op, &plan) {
@@ -287,7 +287,7 @@ impl<P: Platform> Core<P> {
 
     fn peer_pool(&self, op: &Op<'_, P>) -> Arc<Hnode<P>> {
         let to = op.to.as_ref().expect("only a requesting peer has pages without frames");
-        to.device.hnode(0).unwrap_or_else(|| panic!("{} lost its memory while pages are on it", to.device.id))
+        to.device.first_pool().unwrap_or_else(|| panic!("{} lost its memory while pages are on it", to.device.id))
     }
 
     /// The context that a context in SHARE mode uses the table of, or itself.

@@ -3,9 +3,8 @@
 use crate::context::Context;
 use crate::core::Core;
 use crate::error::RangeError;
-use crate::space::{Inner, Space};
+use crate::space::{Contexts, Inner, REGION_BYTES, Space, TABLE_BYTES};
 use alloc::sync::Arc;
-use alloc::vec::Vec;
 use gmem_hal::{
     Backing, ByteLen, DeviceError, Host, Mode, PageSize, Pages, PeerError, Platform, RegionAttrs, SpaceId, VirtAddr, VirtRange,
 };
@@ -42,16 +41,15 @@ impl<P: Platform> Core<P> {
         self.platform.host().supports(&request.attrs)?;
         let _gate = space.enter_gate("map").ok_or(RangeError::NoSuchSpace(space.id))?;
         let peers = self.check_contexts(&space, &request.attrs)?;
-        let bytes = (request.len.get() >> size.shift()) as usize * size_of::<u64>();
+        let bytes = (request.len.get() >> size.shift()) as usize * size_of::<u64>() + TABLE_BYTES + REGION_BYTES;
         self.platform.charge(bytes)?;
         self.map_somewhere(&space, request, &peers).inspect_err(|_| self.platform.uncharge(bytes))
     }
 
     /// Whether every attached device can take part in such a region; the peers among them.
-    fn check_contexts(&self, space: &Space<P>, attrs: &RegionAttrs) -> Result<Vec<Arc<Context<P>>>, RangeError> {
-        let inner = space.lock();
-        let mut peers = Vec::new();
-        for context in inner.contexts.iter().filter(|c| c.mode != Mode::Share) {
+    fn check_contexts(&self, space: &Space<P>, attrs: &RegionAttrs) -> Result<Contexts<P>, RangeError> {
+        let mut peers = Contexts::new();
+        for context in space.contexts().iter().filter(|c| c.mode != Mode::Share) {
             let sizes = context.driver().info().page_sizes;
             if !sizes.can_map(attrs.page_size) {
                 return Err(RangeError::PageSizeUnsupported(attrs.page_size, sizes));
@@ -67,6 +65,7 @@ impl<P: Platform> Core<P> {
     }
 
     fn map_somewhere(&self, space: &Space<P>, request: &MapRequest, peers: &[Arc<Context<P>>]) -> Result<VirtRange, RangeError> {
+        space.make_room(1, 1)?;
         let words = Inner::<P>::entries_for(VirtRange::from_len(VirtAddr::new(0), request.len).ok_or(RangeError::Empty)?, &request.attrs)?;
         let mut from = space.range.start();
         for _ in 0..MAP_TRIES {

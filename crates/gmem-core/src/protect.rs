@@ -1,17 +1,18 @@
 //! Changing what a range allows.
 
-use crate::context::{Context, Table};
+use crate::context::Table;
 use crate::core::Core;
 use crate::entry::State;
 use crate::error::RangeError;
 use crate::execute::Op;
 use crate::hnode::EVICT_BATCH;
 use crate::space::{Region, Space};
-use crate::unmap::isolate;
 use alloc::sync::Arc;
-use alloc::vec::Vec;
 use arrayvec::ArrayVec;
 use gmem_hal::{Host, Mode, Platform, Prot, SpaceId, VirtRange};
+
+/// Pages that are about to lose access.
+type Batch<'a, P> = ArrayVec<Op<'a, P>, EVICT_BATCH>;
 
 impl<P: Platform> Core<P> {
     /// Changes what CPU and devices may do in `range`, all of which must be mapped. [`Prot::WRITE`] implies [`Prot::READ`]. When it returns, no access that
@@ -24,14 +25,19 @@ impl<P: Platform> Core<P> {
         let space = self.space(space).ok_or(RangeError::NoSuchSpace(space))?;
         let _gate = space.enter_gate("protect").ok_or(RangeError::NoSuchSpace(space.id))?;
         self.check_mapped(&space, range)?;
-        let regions = isolate(&space, range)?;
-        for (n, region) in regions.iter().enumerate() {
-            if let Err(e) = self.protect_region(&space, region, prot) {
-                for done in &regions[..n] {
+        self.isolate(&space, range)?;
+        let result = self.protect_regions(&space, range, prot);
+        self.rejoin(&space, range);
+        result
+    }
+
+    /// Changes every region of `range`, or none.
+    fn protect_regions(&self, space: &Arc<Space<P>>, range: VirtRange, prot: Prot) -> Result<(), RangeError> {
+        for region in space.walk(range) {
+            if let Err(e) = self.protect_region(space, &region, prot) {
+                for done in space.walk(range).take_while(|r| r.range.start() < region.range.start()) {
                     // Giving back what was allowed before needs nothing that was not there before.
-                    let mut now = *done;
-                    now.attrs.prot = prot;
-                    let _ = self.protect_region(&space, &now, done.attrs.prot);
+                    let _ = self.protect_region(space, &done, done.prot_before);
                 }
                 return Err(e);
             }
@@ -57,6 +63,7 @@ impl<P: Platform> Core<P> {
         let set = |prot: Prot, lowering: bool| {
             space.lock().update(region.range, |r| {
                 r.attrs.prot = prot;
+                r.prot_before = old;
                 r.lowering = lowering;
             });
         };
@@ -78,24 +85,24 @@ impl<P: Platform> Core<P> {
 
     /// Takes access away from every device table that has pages of `range`, in batches with one invalidation per table.
     fn lower(&self, space: &Arc<Space<P>>, range: VirtRange, prot: Prot) {
-        let mut batch = ArrayVec::<Op<'_, P>, EVICT_BATCH>::new();
+        let mut batch = Batch::new();
         let _ = self.for_each_touched(space, range, |state, va| {
-            if state != State::Unmapped
-                && let Some((op, _)) = self.seize(space, va)
-            {
-                batch.push(op);
-                if batch.is_full() {
-                    self.lower_batch(space, ::core::mem::take(&mut batch), prot);
-                }
+            if state == State::Unmapped {
+                return Ok::<(), ()>(());
             }
-            Ok::<(), ()>(())
+            // Nobody waits for a page with others in hand.
+            let op = self.seize(space, va, || self.lower_batch(space, ::core::mem::take(&mut batch), prot));
+            batch.extend(op);
+            if batch.is_full() {
+                self.lower_batch(space, ::core::mem::take(&mut batch), prot);
+            }
+            Ok(())
         });
         self.lower_batch(space, batch, prot);
     }
 
-    fn lower_batch(&self, space: &Space<P>, batch: ArrayVec<Op<'_, P>, EVICT_BATCH>, prot: Prot) {
-        let contexts: Vec<Arc<Context<P>>> = space.lock().contexts.iter().filter(|c| matches!(c.table, Table::Own(_))).cloned().collect();
-        for context in contexts.iter().filter(|c| !c.is_fenced()) {
+    fn lower_batch(&self, space: &Space<P>, batch: Batch<'_, P>, prot: Prot) {
+        for context in space.contexts().iter().filter(|c| matches!(c.table, Table::Own(_)) && !c.is_fenced()) {
             let has = |op: &&Op<'_, P>| match &op.from {
                 Some(from) => from.device.id == context.device.id,
                 None => context.mode == Mode::Replicate && op.state == State::Host,

@@ -6,14 +6,14 @@
 use crate::context::Context;
 use crate::entry::Entry;
 use crate::gate::{Gate, Inside};
+use crate::hnode_set::HnodeSet;
+use crate::sorted::{Sorted, lock_with_room};
 use crate::zeroed::zeroed;
 use alloc::boxed::Box;
-use alloc::collections::BTreeMap;
 use alloc::sync::Arc;
-use alloc::vec::Vec;
 use arrayvec::ArrayVec;
 use gmem_hal::lock_api::{Mutex, MutexGuard};
-use gmem_hal::{DeviceId, Event, HnodeId, Host, OutOfMemory, Pages, Platform, RegionAttrs, SpaceId, VirtAddr, VirtRange, Wait, WaitKind};
+use gmem_hal::{DeviceId, Event, Host, OutOfMemory, Pages, Platform, Prot, RegionAttrs, SpaceId, VirtAddr, VirtRange, Wait, WaitKind};
 
 /// The most contexts one address space can have; bounds what a fault keeps on its stack.
 pub(crate) const MAX_CONTEXTS: usize = 16;
@@ -38,13 +38,18 @@ pub(crate) struct Space<P: Platform> {
 }
 
 pub(crate) struct Inner<P: Platform> {
-    regions: BTreeMap<VirtAddr, Region>, // s  by start, disjoint
-    tables: Vec<Option<Table>>,          // s
-    pub(crate) contexts: Contexts<P>,    // s
+    regions: Sorted<VirtAddr, Region>, // s  by start, disjoint
+    tables: Sorted<TableId, Table>,    // s
+    next_table: u64,                   // s
+    pub(crate) contexts: Contexts<P>,  // s
     /// Hnodes that pages of this address space may live in. Attach adds a device's, detach removes them.
-    pub(crate) allowed: Vec<HnodeId>, // s
-    pub(crate) dying: bool,              // s
+    pub(crate) allowed: HnodeSet, // s
+    pub(crate) dying: bool,            // s
 }
+
+/// Names a table of entries; never used again.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+struct TableId(u64);
 
 /// A mapped range with one set of attributes.
 #[derive(Clone, Copy, Debug)]
@@ -55,7 +60,9 @@ pub(crate) struct Region {
     pub(crate) closing: bool,
     /// A protect takes access away: `attrs` says what is allowed from now on, and some page tables still allow more.
     pub(crate) lowering: bool,
-    table: usize,
+    /// What was allowed before the last protect, for undoing it.
+    pub(crate) prot_before: Prot,
+    table: TableId,
     table_base: VirtAddr,
 }
 
@@ -74,21 +81,61 @@ impl Region {
     }
 }
 
+/// Metadata of a region besides its entries, in bytes.
+pub(crate) const REGION_BYTES: usize = Sorted::<VirtAddr, Region>::ITEM;
+/// Metadata of a table of entries besides these, in bytes.
+pub(crate) const TABLE_BYTES: usize = Sorted::<TableId, Table>::ITEM;
+
 /// The entries of what was mapped in one call. A region that was split shares it with its other parts.
-struct Table {
+pub(crate) struct Table {
     words: Box<[u64]>,
     users: usize,
 }
 
+impl Table {
+    fn bytes(&self) -> usize {
+        self.words.len() * size_of::<u64>()
+    }
+}
+
 impl<P: Platform> Space<P> {
     pub(crate) fn new(id: SpaceId, range: VirtRange, cpu_visible: bool, host: HostSpace<P>) -> Self {
-        let inner = Inner { regions: BTreeMap::new(), tables: Vec::new(), contexts: ArrayVec::new(), allowed: Vec::new(), dying: false };
+        let inner = Inner {
+            regions: Sorted::new(),
+            tables: Sorted::new(),
+            next_table: 0,
+            contexts: ArrayVec::new(),
+            allowed: HnodeSet::new(),
+            dying: false,
+        };
         let events = ::core::array::from_fn(|_| P::Event::default());
         Self { id, range, cpu_visible, host, inner: Mutex::new(inner), events, gate: Gate::new() }
     }
 
     pub(crate) fn lock(&self) -> Guard<'_, P> {
         self.inner.lock()
+    }
+
+    /// Makes room for so many more regions and tables. Under the gate, which whoever adds some holds, it stays.
+    pub(crate) fn make_room(&self, regions: usize, tables: usize) -> Result<(), OutOfMemory> {
+        drop(lock_with_room(&self.inner, regions, |inner| &mut inner.regions)?);
+        drop(lock_with_room(&self.inner, tables, |inner| &mut inner.tables)?);
+        Ok(())
+    }
+
+    /// The regions that overlap `range`, in order, each looked up when it is asked for: no lock is held between two.
+    pub(crate) fn walk(&self, range: VirtRange) -> impl Iterator<Item = Region> {
+        let mut rest = Some(range);
+        ::core::iter::from_fn(move || {
+            let region = self.lock().regions_in(rest?).next()?;
+            rest = VirtRange::new(region.range.end(), range.end());
+            Some(region)
+        })
+    }
+
+    /// Who takes part, as of now.
+    pub(crate) fn contexts(&self) -> Contexts<P> {
+        self.lock().contexts.clone()
     }
 
     pub(crate) fn event(&self, page: VirtAddr) -> &P::Event {
@@ -124,13 +171,13 @@ impl<P: Platform> Space<P> {
 impl<P: Platform> Inner<P> {
     /// The region that holds `va`.
     pub(crate) fn region_at(&self, va: VirtAddr) -> Option<Region> {
-        self.regions.range(..=va).next_back().map(|(_, r)| *r).filter(|r| r.range.contains(va))
+        self.regions.at_or_below(va).filter(|r| r.range.contains(va)).copied()
     }
 
     /// The regions that overlap `range`, in order.
     pub(crate) fn regions_in(&self, range: VirtRange) -> impl Iterator<Item = Region> {
         let from = self.region_at(range.start()).map_or(range.start(), |r| r.range.start());
-        self.regions.range(from..range.end()).map(|(_, r)| *r).filter(move |r| r.range.overlaps(range))
+        self.regions.from(from).map(|(_, r)| *r).take_while(move |r| r.range.overlaps(range))
     }
 
     pub(crate) fn regions(&self) -> impl Iterator<Item = Region> {
@@ -140,35 +187,25 @@ impl<P: Platform> Inner<P> {
     /// The first free range of `bytes`, aligned to `align`, at or after `from` and before `end`.
     pub(crate) fn find_free(&self, from: VirtAddr, end: VirtAddr, bytes: u64, align: gmem_hal::PageSize) -> Option<VirtRange> {
         let mut at = from.align_up(align)?;
-        if let Some(region) = self.region_at(at) {
-            at = region.range.end().align_up(align)?;
-        }
         loop {
             let candidate = VirtRange::from_len(at, gmem_hal::ByteLen(bytes))?;
             if candidate.end() > end {
                 return None;
             }
-            match self.regions.range(at..candidate.end()).next() {
+            match self.regions_in(candidate).next() {
                 None => return Some(candidate),
-                Some((_, region)) => at = region.range.end().align_up(align)?,
+                Some(region) => at = region.range.end().align_up(align)?,
             }
         }
     }
 
-    /// Adds a region with entries of its own, all untouched.
+    /// Adds a region with entries of its own, all untouched. Room was made for it ([`Space::make_room`]).
     pub(crate) fn insert(&mut self, range: VirtRange, attrs: RegionAttrs, words: Box<[u64]>) {
-        let table = Some(Table { words, users: 1 });
-        let at = match self.tables.iter().position(Option::is_none) {
-            Some(at) => {
-                self.tables[at] = table;
-                at
-            }
-            None => {
-                self.tables.push(table);
-                self.tables.len() - 1
-            }
-        };
-        self.regions.insert(range.start(), Region { range, attrs, closing: false, lowering: false, table: at, table_base: range.start() });
+        let table = TableId(self.next_table);
+        self.next_table += 1;
+        self.tables.insert(table, Table { words, users: 1 });
+        let (start, prot_before) = (range.start(), attrs.prot);
+        self.regions.insert(start, Region { range, attrs, closing: false, lowering: false, prot_before, table, table_base: start });
     }
 
     /// Entries for `range`, as [`Inner::insert`] wants them.
@@ -176,47 +213,59 @@ impl<P: Platform> Inner<P> {
         zeroed((range.len().get() >> attrs.page_size.shift()) as usize)
     }
 
-    /// Makes a region boundary at `va`, if a region spans it.
-    pub(crate) fn split(&mut self, va: VirtAddr) {
-        let Some(region) = self.region_at(va).filter(|r| r.range.start() != va) else { return };
+    /// Makes a region boundary at `va`, if a region spans it; answers whether one did. Room was made for one more region.
+    pub(crate) fn split(&mut self, va: VirtAddr) -> bool {
+        let Some(region) = self.region_at(va).filter(|r| r.range.start() != va) else { return false };
         let (left, right) = (VirtRange::new(region.range.start(), va), VirtRange::new(va, region.range.end()));
-        let (Some(left), Some(right)) = (left, right) else { return };
+        let (Some(left), Some(right)) = (left, right) else { return false };
         self.table_mut(&region).users += 1;
         self.regions.insert(left.start(), Region { range: left, ..region });
         self.regions.insert(right.start(), Region { range: right, ..region });
+        true
+    }
+
+    /// Makes one region of two that meet at `va` and differ in nothing any more; answers whether there were such.
+    pub(crate) fn merge(&mut self, va: VirtAddr) -> bool {
+        let Some(right) = self.regions.get(va).copied() else { return false };
+        let Some(left) = va.get().checked_sub(1).and_then(|below| self.region_at(VirtAddr::new(below))) else { return false };
+        let alike = |r: &Region| (r.attrs, r.table, r.closing, r.lowering);
+        let (true, Some(whole)) = (alike(&left) == alike(&right), VirtRange::new(left.range.start(), right.range.end())) else {
+            return false;
+        };
+        self.regions.remove(va);
+        self.table_mut(&right).users -= 1;
+        self.regions.insert(whole.start(), Region { range: whole, ..left });
+        true
     }
 
     /// Changes every region wholly inside `range`.
-    pub(crate) fn update(&mut self, range: VirtRange, mut change: impl FnMut(&mut Region)) {
-        for (_, region) in self.regions.range_mut(range.start()..range.end()) {
-            change(region);
-        }
+    pub(crate) fn update(&mut self, range: VirtRange, change: impl FnMut(&mut Region)) {
+        self.regions.range_mut(range.start(), range.end()).for_each(change);
     }
 
-    /// Removes a region. Returns the bytes of entries that were freed with it.
-    pub(crate) fn remove(&mut self, start: VirtAddr) -> usize {
-        let Some(region) = self.regions.remove(&start) else { return 0 };
+    /// Removes a region. Answers how many bytes of metadata go with it, and its table if it was the last user, to be dropped when the lock is free.
+    pub(crate) fn remove(&mut self, start: VirtAddr) -> (usize, Option<Table>) {
+        let Some(region) = self.regions.remove(start) else { return (0, None) };
         let table = self.table_mut(&region);
         table.users -= 1;
         if table.users > 0 {
-            return 0;
+            return (REGION_BYTES, None);
         }
-        let bytes = table.words.len() * size_of::<u64>();
-        self.tables[region.table] = None;
-        bytes
+        let table = self.tables.remove(region.table);
+        (REGION_BYTES + TABLE_BYTES + table.as_ref().map_or(0, Table::bytes), table)
     }
 
-    /// Bytes of entries.
-    pub(crate) fn table_bytes(&self) -> usize {
-        self.tables.iter().flatten().map(|t| t.words.len() * size_of::<u64>()).sum()
+    /// Bytes of metadata: regions and entries.
+    pub(crate) fn metadata_bytes(&self) -> usize {
+        self.regions.len() * REGION_BYTES + self.tables.values().map(|t| TABLE_BYTES + t.bytes()).sum::<usize>()
     }
 
     fn table(&self, region: &Region) -> &Table {
-        self.tables[region.table].as_ref().expect("a region's table lives as long as the region")
+        self.tables.get(region.table).expect("a region's table lives as long as the region")
     }
 
     fn table_mut(&mut self, region: &Region) -> &mut Table {
-        self.tables[region.table].as_mut().expect("a region's table lives as long as the region")
+        self.tables.get_mut(region.table).expect("a region's table lives as long as the region")
     }
 
     pub(crate) fn entry(&self, region: &Region, page: VirtAddr) -> Entry {

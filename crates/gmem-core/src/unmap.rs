@@ -2,15 +2,14 @@
 
 use crate::context::Table;
 use crate::core::Core;
-use crate::entry::{Entry, State};
+use crate::entry::State;
 use crate::error::RangeError;
 use crate::execute::{Cause, Op};
 use crate::fault::Touch;
 use crate::hnode::EVICT_BATCH;
 use crate::plan::{Owner, Step, Wish, plan};
-use crate::space::{Region, Space};
+use crate::space::{Contexts, REGION_BYTES, Region, Space};
 use alloc::sync::Arc;
-use alloc::vec::Vec;
 use arrayvec::ArrayVec;
 use gmem_hal::{Host, Platform, SpaceId, VirtAddr, VirtRange, WaitKind};
 
@@ -28,8 +27,8 @@ impl<P: Platform> Core<P> {
     pub fn unmap(&self, space: SpaceId, range: VirtRange) -> Result<(), RangeError> {
         let space = self.space(space).ok_or(RangeError::NoSuchSpace(space))?;
         let _gate = space.enter_gate("unmap").ok_or(RangeError::NoSuchSpace(space.id))?;
-        let regions = isolate(&space, range)?;
-        for region in regions {
+        self.isolate(&space, range)?;
+        for region in space.walk(range) {
             self.unmap_region(&space, region);
         }
         Ok(())
@@ -37,8 +36,7 @@ impl<P: Platform> Core<P> {
 
     /// Unmaps everything, under the gate.
     pub(crate) fn unmap_all(&self, space: &Arc<Space<P>>) {
-        let regions: Vec<_> = space.lock().regions().collect();
-        for region in regions {
+        for region in space.walk(space.range) {
             self.unmap_region(space, region);
         }
     }
@@ -56,9 +54,10 @@ impl<P: Platform> Core<P> {
         // Every page was seen idle, so nobody enters a replica any more.
         self.drop_replicas(space, region.range);
         self.platform.host().region_unmap(&space.host, &region.pages(region.range));
-        let peers: Vec<_> = space.lock().contexts.iter().filter(|c| c.is_peer() && matches!(c.table, Table::Own(_))).cloned().collect();
+        let peers: Contexts<P> = space.contexts().into_iter().filter(|c| c.is_peer() && matches!(c.table, Table::Own(_))).collect();
         self.give_back(&peers, region.range);
-        let freed = space.lock().remove(region.range.start());
+        let (freed, table) = space.lock().remove(region.range.start());
+        drop(table);
         self.platform.uncharge(freed);
         // Whoever parked for a page of it finds nothing now.
         self.wake(space, &region, region.range, true);
@@ -150,6 +149,37 @@ impl<P: Platform> Core<P> {
         }
     }
 
+    /// Cuts the regions in `range` at its ends, which must be page boundaries. Under the gate.
+    pub(crate) fn isolate(&self, space: &Space<P>, range: VirtRange) -> Result<(), RangeError> {
+        const CUTS: usize = 2;
+        for end in [range.start(), range.end()] {
+            if let Some(region) = space.lock().region_at(end).filter(|r| r.range.start() != end)
+                && !end.is_aligned(region.attrs.page_size)
+            {
+                return Err(RangeError::Misaligned(region.attrs.page_size));
+            }
+        }
+        self.platform.charge(CUTS * REGION_BYTES)?;
+        let made = space.make_room(CUTS, 0).map(|()| {
+            let mut inner = space.lock();
+            usize::from(inner.split(range.start())) + usize::from(inner.split(range.end()))
+        });
+        self.platform.uncharge((CUTS - made.unwrap_or(0)) * REGION_BYTES);
+        made?;
+        Ok(())
+    }
+
+    /// Makes one region again of those that meet at the ends of `range`, or inside it, and do not differ any more. Under the gate.
+    pub(crate) fn rejoin(&self, space: &Space<P>, range: VirtRange) {
+        let mut at = Some(range.start());
+        while let Some(boundary) = at {
+            let merged = space.lock().merge(boundary);
+            self.platform.uncharge(usize::from(merged) * REGION_BYTES);
+            // The next boundary is where the region that holds this one ends.
+            at = space.lock().region_at(boundary).map(|r| r.range.end()).filter(|end| *end <= range.end());
+        }
+    }
+
     /// Calls `each` with the state and address of every page in `range` that somebody has touched. No lock is held, so the state is a hint.
     pub(crate) fn for_each_touched<E>(
         &self,
@@ -190,19 +220,26 @@ impl<P: Platform> Core<P> {
         });
     }
 
-    /// Marks a page busy as soon as it is idle, for a range call that changes physical tables only.
-    pub(crate) fn seize<'a>(&'a self, space: &'a Arc<Space<P>>, va: VirtAddr) -> Option<(Op<'a, P>, Entry)> {
+    /// Marks a page busy as soon as it is idle, for a range call that changes physical tables only. If it must wait for that, it calls `let_go` first.
+    pub(crate) fn seize<'a>(&'a self, space: &'a Arc<Space<P>>, va: VirtAddr, let_go: impl FnOnce()) -> Option<Op<'a, P>> {
+        let mut let_go = Some(let_go);
         loop {
             let guard = space.lock();
             let region = guard.region_at(va)?;
             let entry = guard.entry(&region, va);
             if entry.busy {
-                space.park(guard, &region, va, WaitKind::BusyPage);
+                match let_go.take() {
+                    Some(let_go) => {
+                        drop(guard);
+                        let_go();
+                    }
+                    None => space.park(guard, &region, va, WaitKind::BusyPage),
+                }
                 continue;
             }
             let (op, _) = self.prepare(space, &guard, &region, va, entry, &Touch::home(Cause::Other));
             self.mark_busy(guard, &region, va, entry, false);
-            return Some((op, entry));
+            return Some(op);
         }
     }
 }
@@ -216,19 +253,4 @@ fn next_touched<P: Platform>(space: &Space<P>, region: &Region, mut from: VirtAd
         }
     }
     None
-}
-
-/// Cuts the regions in `range` at its ends, which must be page boundaries, and returns the parts inside.
-pub(crate) fn isolate<P: Platform>(space: &Space<P>, range: VirtRange) -> Result<Vec<Region>, RangeError> {
-    let mut inner = space.lock();
-    for end in [range.start(), range.end()] {
-        if let Some(region) = inner.region_at(end).filter(|r| r.range.start() != end)
-            && !end.is_aligned(region.attrs.page_size)
-        {
-            return Err(RangeError::Misaligned(region.attrs.page_size));
-        }
-    }
-    inner.split(range.start());
-    inner.split(range.end());
-    Ok(inner.regions_in(range).collect())
 }

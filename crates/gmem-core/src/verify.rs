@@ -7,7 +7,6 @@ use crate::hnode::Allocator;
 use alloc::collections::BTreeMap;
 use alloc::format;
 use alloc::string::String;
-use alloc::vec::Vec;
 use gmem_hal::{HnodeId, Platform, SpaceId, VirtAddr};
 
 /// An invariant that does not hold.
@@ -28,13 +27,9 @@ impl<P: Platform> Core<P> {
     /// # Errors
     /// The first violation found, with its numbers.
     pub fn verify(&self) -> Result<(), Violation> {
-        let (spaces, hnodes) = {
-            let tables = self.tables.lock();
-            (tables.spaces.values().cloned().collect::<Vec<_>>(), tables.hnodes.values().cloned().collect::<Vec<_>>())
-        };
         let mut owners = Owners::new();
         let mut busy: BTreeMap<(SpaceId, VirtAddr), ()> = BTreeMap::new();
-        for space in &spaces {
+        for space in self.each_space() {
             let inner = space.lock();
             for region in inner.regions() {
                 let mut at = region.range.start();
@@ -56,7 +51,7 @@ impl<P: Platform> Core<P> {
                 }
             }
         }
-        for hnode in hnodes {
+        for hnode in self.each_hnode() {
             let mut wrong = None;
             let total = hnode.audit(|id, frame| {
                 let owner = owners.remove(&(hnode.id, id));

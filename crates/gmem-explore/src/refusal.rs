@@ -22,7 +22,7 @@ impl Refuse for FaultError {
     fn refuse(&self) -> Refusal {
         match self {
             Self::NotMapped | Self::Protection | Self::NotAttached => Refusal::Invalid,
-            Self::NoDeviceMemory | Self::Contended => Refusal::NoRoom,
+            Self::NoDeviceMemory | Self::TooManyHolds => Refusal::NoRoom,
             Self::Fenced | Self::Device(_) | Self::Host(_) => Refusal::Failed,
         }
     }

@@ -117,8 +117,8 @@ pub enum FaultError {
     Fenced,
     /// The context is not attached, or is being detached.
     NotAttached,
-    /// Bounded retries against other users of the same memory were used up.
-    Contended,
+    /// As many launches hold the page as can be counted (255).
+    TooManyHolds,
     /// The device failed.
     Device(DeviceError),
     /// The host failed.
@@ -133,7 +133,7 @@ impl fmt::Display for FaultError {
             Self::NoDeviceMemory => f.write_str("the device's memory is full and nothing in it can be evicted"),
             Self::Fenced => f.write_str("the context is fenced after a failure of its device"),
             Self::NotAttached => f.write_str("the context is not attached"),
-            Self::Contended => f.write_str("gave up after bounded retries against other users of the page"),
+            Self::TooManyHolds => f.write_str("255 launches hold this page: wait for one of them to end"),
             Self::Device(e) => e.fmt(f),
             Self::Host(e) => e.fmt(f),
         }

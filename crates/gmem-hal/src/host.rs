@@ -30,7 +30,7 @@ pub struct HostWindow {
 /// [`Host::home`] while it is populated and, for private backing, not CPU-mapped.
 ///
 /// The calls on whole regions may block and allocate and come from gmem's own threads; those on [`Pages`] are on the fault path. A failed call
-/// changed nothing visible.
+/// changed nothing visible. After `region_map`, a region is named as it was made, by a part of it, or by parts of it with equal attributes that lie side by side.
 pub trait Host: Send + Sync + 'static {
     /// The host's own record of an address space.
     type Space: Send + Sync;

@@ -47,7 +47,8 @@ impl Mapping {
 /// The driver may assume: ranges are page aligned and inside [`PmapRequest::range`]; calls for one page never overlap in time; calls for different
 /// pages of one pmap may come from several threads at once.
 pub trait Mmu: Send + Sync {
-    /// Makes an empty page table, whose id is unique on this device. May block and allocate. On `Err` nothing was made.
+    /// Makes an empty page table, whose id is unique on this device, and among the devices of an equal cookie whose tables it may share. May block and allocate. On
+    /// `Err` nothing was made.
     fn pmap_create(&self, request: &PmapRequest) -> Result<PmapId, DeviceError>;
 
     /// Destroys a page table. Everything was released and invalidated before, or the context is fenced. After `Ok`, or after

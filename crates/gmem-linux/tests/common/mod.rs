@@ -123,7 +123,7 @@ impl Upcalls for Pager {
         }
         self.faults.fetch_add(1, Relaxed);
         if self.fail.load(Relaxed) {
-            return HostFault::Failed(FaultError::Contended);
+            return HostFault::Failed(FaultError::TooManyHolds);
         }
         if !self.region.attrs.prot.allows(access) {
             return HostFault::Failed(FaultError::Protection);

@@ -128,7 +128,8 @@ impl Host for SimHost {
         assert!(range.is_aligned(attrs.page_size), "region_map of {range}, which is not a range of pages of {}", attrs.page_size);
         self.with(space, |state, _| {
             assert!(!state.has_region(range), "region_map of {range} over another region");
-            state.regions.insert(range.start().get(), Region { end: range.end().get(), attrs, before: None });
+            let made_at = range.start().get();
+            state.regions.insert(made_at, Region { made_at, end: range.end().get(), attrs, before: None });
         });
         Ok(())
     }
@@ -137,6 +138,7 @@ impl Host for SimHost {
         self.note("region_unmap", space, region.range);
         self.assert_homes_unreachable(space, region, "region_unmap frees");
         self.with(space, |state, _| {
+            state.join(region.range);
             state.assert_pages("region_unmap", region);
             state.split_at_ends(region.range);
             state.regions.remove(&region.range.start().get()).expect("the region was just split there");
@@ -156,6 +158,7 @@ impl Host for SimHost {
             self.call(Callback::RegionProtect, space, region.range)?;
         }
         self.with(space, |state, rng| {
+            state.join(region.range);
             state.assert_pages("region_protect", region);
             state.split_at_ends(region.range);
             let changed = state.regions.get_mut(&region.range.start().get()).expect("the region was just split there");

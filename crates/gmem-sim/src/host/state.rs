@@ -11,6 +11,8 @@ pub(super) const GRAIN: u64 = 4096;
 const WINDOW_SHIFT: u32 = 43;
 
 pub(super) struct Region {
+    /// Which call of `region_map` made it: that call's start address. Parts of one keep it.
+    pub(super) made_at: u64,
     pub(super) end: u64,
     pub(super) attrs: RegionAttrs,
     /// What `attrs.prot` was before it was last changed, until that is undone or the region is split.
@@ -166,11 +168,26 @@ impl SpaceState {
                 && start < at
                 && at < region.end
             {
-                let rest = Region { end: region.end, attrs: region.attrs, before: None };
+                let rest = Region { end: region.end, before: None, ..*region };
                 region.end = at;
                 region.before = None;
                 self.regions.insert(at, rest);
             }
+        }
+    }
+
+    /// Makes one region again of the parts in `range` that one call made and that have equal attributes.
+    pub(super) fn join(&mut self, range: VirtRange) {
+        let mut at = self.region_at(range.start().get()).map(|r| r.end);
+        while let Some(boundary) = at.filter(|at| *at < range.end().get()) {
+            let Some(right) = self.regions.get(&boundary).map(|r| (r.made_at, r.attrs, r.end)) else { return };
+            let (_, left) = self.regions.range_mut(..boundary).next_back().expect("a region ends at the boundary");
+            if (left.made_at, left.attrs) == (right.0, right.1) {
+                left.end = right.2;
+                left.before = None;
+                self.regions.remove(&boundary);
+            }
+            at = Some(right.2);
         }
     }
 

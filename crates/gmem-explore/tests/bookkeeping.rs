@@ -1,0 +1,169 @@
+//! What the core keeps about regions, pools and page tables: bounded, given back, and refused before anything is confused.
+
+use gmem_core::{AttachError, DeviceCallError, MapRequest, RangeError};
+use gmem_explore::CoreWorld;
+use gmem_hal::*;
+use gmem_sim::random::{cpu_read, cpu_write};
+use gmem_sim::{Callback, Injected, SimDevice};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
+
+const PAGE: u64 = 4096;
+
+fn pages(world: &CoreWorld, first: u64, count: u64) -> VirtRange {
+    let start = world.shape.spaces[0].base.get() + first * PAGE;
+    VirtRange::from_len(VirtAddr::new(start), ByteLen(count * PAGE)).expect("it does not wrap")
+}
+
+fn map(world: &CoreWorld, first: u64, count: u64) {
+    let at = Some(pages(world, first, count).start());
+    let attrs = RegionAttrs { page_size: PageSize::Size4K, ..RegionAttrs::default() };
+    world.core.map(world.spaces[0], &MapRequest { len: ByteLen(count * PAGE), at, attrs }).expect("there is room");
+}
+
+#[test]
+fn regions_that_were_cut_are_joined_when_they_do_not_differ_any_more() {
+    let world = CoreWorld::standard(1);
+    let (core, space) = (&world.core, world.spaces[0]);
+    map(&world, 0, 16);
+    map(&world, 16, 16);
+    let before = world.account.charged();
+    for page in [3, 0, 15, 16, 7, 8] {
+        core.protect(space, pages(&world, page, 1), Prot::READ).expect("it is mapped");
+    }
+    assert!(world.account.charged() > before, "parts of a region are accounted for");
+    core.protect(space, pages(&world, 2, 28), Prot::READ).expect("it is mapped");
+    core.protect(space, pages(&world, 0, 32), Prot::RW).expect("it is mapped");
+    assert_eq!(world.account.charged(), before, "what was cut and joined costs what it did before");
+    // What two calls mapped stays two regions: each is unmapped, and its table of entries freed, by itself.
+    core.unmap(space, pages(&world, 0, 16)).expect("whole pages");
+    let half = world.account.charged();
+    core.unmap(space, pages(&world, 16, 16)).expect("whole pages");
+    assert!(half < before && world.account.charged() < half);
+    world.tear_down();
+}
+
+#[test]
+fn a_cut_for_which_there_is_no_memory_changes_nothing() {
+    let world = CoreWorld::standard(1);
+    let (core, space) = (&world.core, world.spaces[0]);
+    map(&world, 0, 16);
+    let va = pages(&world, 5, 1).start();
+    cpu_write(&world.host, &**core, va, &[7]).expect("it is mapped");
+    let before = world.account.charged();
+    world.sim.fail_chance(Callback::Charge, 1000, Injected::OutOfMemory);
+    assert!(matches!(core.unmap(space, pages(&world, 4, 4)), Err(RangeError::OutOfMemory(_))));
+    assert!(matches!(core.protect(space, pages(&world, 4, 4), Prot::READ), Err(RangeError::OutOfMemory(_))));
+    world.sim.clear_failures();
+    assert_eq!(world.account.charged(), before);
+    let mut byte = [0];
+    cpu_read(&world.host, &**core, va, &mut byte).expect("it is still mapped");
+    assert_eq!(byte, [7]);
+    cpu_write(&world.host, &**core, va, &[8]).expect("and still writable");
+    core.verify().expect("nothing is broken");
+    world.tear_down();
+}
+
+#[test]
+fn a_device_has_as_many_pools_as_its_faults_look_at() {
+    let world = CoreWorld::standard(1);
+    let device = SimDevice::builder(&world.sim, "many pools").memory(ByteLen(17 * PAGE)).build();
+    let id = world.core.device_create(device.clone()).expect("its facts are right");
+    let pool = |n: u64| {
+        let begin = device.memory().begin + n * PAGE;
+        world.core.device_register_memory(id, PhysRange { begin, end: begin + PAGE })
+    };
+    let pools: Vec<HnodeId> = (0..16).map(|n| pool(n).expect("there is room for sixteen")).collect();
+    assert_eq!(pool(16), Err(DeviceCallError::TooManyHnodes));
+    // Every one of them is used.
+    world.core.attach(world.spaces[0], id, Mode::CoherentExclusive, false).expect("it has memory");
+    map(&world, 0, 16);
+    let moved = world.core.prefetch(world.spaces[0], pages(&world, 0, 16), Some(id), Access::Write);
+    assert_eq!(moved, Ok(16));
+    for hnode in &pools {
+        assert_eq!(world.core.hnode_stats(*hnode).expect("it is registered").used, ByteLen(PAGE), "{hnode}");
+    }
+    world.core.detach(world.spaces[0], id).expect("its pages come home");
+    world.core.device_destroy(id).expect("it is not attached any more");
+    world.tear_down();
+}
+
+/// A driver that numbers its tables from one, as every driver may, and is never asked to touch memory.
+struct Numbering {
+    info: DeviceInfo,
+    tables: AtomicU64,
+}
+
+impl Mmu for Numbering {
+    fn pmap_create(&self, _: &PmapRequest) -> Result<PmapId, DeviceError> {
+        Ok(PmapId(self.tables.fetch_add(1, Ordering::Relaxed) + 1))
+    }
+    fn pmap_destroy(&self, _: PmapId) -> Result<(), DeviceError> {
+        Ok(())
+    }
+    fn pmap_enter(&self, _: PmapId, _: &Mapping) -> Result<(), DeviceError> {
+        Err(DeviceError::Unsupported)
+    }
+    fn pmap_release(&self, _: PmapId, _: VirtRange) -> Result<(), DeviceError> {
+        Ok(())
+    }
+    fn pmap_protect(&self, _: PmapId, _: VirtRange, _: Prot) -> Result<(), DeviceError> {
+        Ok(())
+    }
+    fn tlb_invalidate(&self, _: PmapId, _: VirtRange) -> Result<(), DeviceError> {
+        Ok(())
+    }
+}
+
+impl CopyEngine for Numbering {
+    fn zero(&self, _: PhysAddr, _: ByteLen) -> Result<(), DeviceError> {
+        Err(DeviceError::Unsupported)
+    }
+    fn copy(&self, _: PhysAddr, _: PhysAddr, _: ByteLen) -> Result<(), DeviceError> {
+        Err(DeviceError::Unsupported)
+    }
+}
+
+impl Device for Numbering {
+    fn info(&self) -> &DeviceInfo {
+        &self.info
+    }
+    fn start(&self, _: DeviceId, _: Weak<dyn Upcalls>) -> Result<(), DeviceError> {
+        Ok(())
+    }
+    fn mmu(&self) -> &dyn Mmu {
+        self
+    }
+    fn copy_engine(&self) -> &dyn CopyEngine {
+        self
+    }
+}
+
+#[test]
+fn two_tables_of_one_name_are_never_on_one_device() {
+    let world = CoreWorld::standard(1);
+    let (core, first, second) = (&world.core, world.spaces[0], world.spaces[1]);
+    let [a, b] = ["a", "b"].map(|name| {
+        let info = DeviceInfo {
+            name: name.into(),
+            capabilities: Capabilities::REPLAYABLE,
+            page_sizes: PageSizes::ALL,
+            modes: Modes::all(),
+            mmu_cookie: 0x5a,
+        };
+        let id = core.device_create(Arc::new(Numbering { info, tables: AtomicU64::new(0) })).expect("its facts are right");
+        core.device_register_memory(id, PhysRange { begin: 0, end: 8 * PAGE }).expect("it is free");
+        id
+    });
+    core.attach(first, a, Mode::CoherentExclusive, false).expect("it has memory");
+    core.attach(second, b, Mode::CoherentExclusive, false).expect("it has memory");
+    // A fault of `b` in its own table and one in the table it shares could not be told apart.
+    assert_eq!(core.attach(first, b, Mode::Share, false), Err(AttachError::Device(DeviceError::BadRequest)));
+    core.detach(second, b).expect("nothing is on it");
+    core.attach(first, b, Mode::Share, false).expect("now its only table is the shared one");
+    core.detach(first, b).expect("nothing is on it");
+    core.detach(first, a).expect("nothing is on it");
+    core.device_destroy(a).expect("it is not attached any more");
+    core.device_destroy(b).expect("it is not attached any more");
+    world.tear_down();
+}
