@@ -1,4 +1,4 @@
-//! Saying where pages should be: prefetch, discard, pin, hold; and asking where they are.
+//! Saying where pages should be: prefetch, discard, pin; and asking where they are.
 
 use crate::context::Context;
 use crate::core::Core;
@@ -24,17 +24,9 @@ pub struct Residence {
     pub pinned: bool,
 }
 
-/// A range that a launch will touch.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct HoldRange {
-    /// The bytes; every page they lie in is held.
-    pub range: VirtRange,
-    /// How the launch touches them.
-    pub access: Access,
-}
-
 impl<P: Platform> Core<P> {
-    /// Brings the pages of `range`, rounded outward, to a device, or home with `None`. All of it must be mapped. Returns how many pages moved. May block.
+    /// Brings the pages of `range`, rounded outward, to a device, or home with `None`. All of it must be mapped. Returns how many pages moved. A device that cannot
+    /// replay faults has them in its memory then, and sees them when a launch names them. May block.
     ///
     /// # Errors
     /// [`RangeError::Fault`] with the first page that could not be brought; those before it were.
@@ -42,12 +34,15 @@ impl<P: Platform> Core<P> {
         let (space, context) = self.find(space, device)?;
         self.check_mapped(&space, range)?;
         let mut moved = 0;
-        self.each_page(&space, range, |_, page| {
+        let result = self.each_page(&space, range, |_, page| {
             let touched = self.bring(&space, context.as_ref(), page, access, false)?;
             moved += usize::from(touched == Touched::Moved);
             Ok(())
-        })?;
-        Ok(moved)
+        });
+        if let Some(context) = &context {
+            self.close(&space, context, range);
+        }
+        result.map(|()| moved)
     }
 
     /// Gives up the contents of the whole pages inside `range`: they read as zero from now on (`MADV_DONTNEED` of the original). Holes are passed over. Waits for
@@ -110,7 +105,7 @@ impl<P: Platform> Core<P> {
     }
 
     /// Puts a page's frame on the list its entry asks for. Called under the space lock; whoever has the page busy does it at the end anyway.
-    fn relist(&self, entry: &crate::entry::Entry) {
+    pub(crate) fn relist(&self, entry: &crate::entry::Entry) {
         if !entry.busy
             && let Some(frame) = entry.frame
             && let Some(hnode) = self.hnode(entry.hnode)
@@ -119,67 +114,8 @@ impl<P: Platform> Core<P> {
         }
     }
 
-    /// Brings exactly the pages of `ranges` to where `device` can touch them without a fault, or home with `None` (for I/O by the kernel), and keeps them there until
-    /// [`Core::unhold`]: everybody else who wants to move them waits. All or nothing. Pages are taken in the order of their addresses, so holds cannot wait for each other in a circle. May block.
-    ///
-    /// # Errors
-    /// [`RangeError::Fault`] with [`FaultError::NoDeviceMemory`] if they do not fit.
-    pub fn hold(&self, space: SpaceId, device: Option<DeviceId>, ranges: &[HoldRange]) -> Result<(), RangeError> {
-        let (found, context) = self.find(space, device)?;
-        let mut sorted: Vec<HoldRange> = ranges.to_vec();
-        sorted.sort_by_key(|hold| hold.range.start());
-        for (n, hold) in sorted.iter().enumerate() {
-            let mut end = hold.range.start();
-            let result = self.check_mapped(&found, hold.range).and_then(|()| {
-                self.each_page(&found, hold.range, |region, page| {
-                    self.bring(&found, context.as_ref(), page, hold.access, true)?;
-                    end = region.page(page).end();
-                    Ok(())
-                })
-            });
-            if let Err(e) = result {
-                self.unhold_range(&found, VirtRange::new(hold.range.start(), end));
-                for hold in &sorted[..n] {
-                    self.unhold_range(&found, Some(hold.range));
-                }
-                return Err(e);
-            }
-        }
-        Ok(())
-    }
-
-    /// Ends a hold made with the same `ranges`, and wakes whoever waits for the pages.
-    ///
-    /// # Errors
-    /// [`RangeError::NoSuchSpace`].
-    pub fn unhold(&self, space: SpaceId, ranges: &[HoldRange]) -> Result<(), RangeError> {
-        let space = self.space(space).ok_or(RangeError::NoSuchSpace(space))?;
-        for hold in ranges {
-            self.unhold_range(&space, Some(hold.range));
-        }
-        Ok(())
-    }
-
-    fn unhold_range(&self, space: &Arc<Space<P>>, range: Option<VirtRange>) {
-        let Some(range) = range else { return };
-        let _ = self.each_page(space, range, |_, page| {
-            let mut guard = space.lock();
-            // A held page is not unmapped, but a region beside it may have been split off since.
-            let Some(region) = &guard.region_at(page) else { return Ok(()) };
-            let mut entry = guard.entry(region, page);
-            entry.holds = entry.holds.saturating_sub(1);
-            let wake = entry.holds == 0 && entry.waiters;
-            entry.waiters &= !wake;
-            guard.set_entry(region, page, entry);
-            self.relist(&entry);
-            drop(guard);
-            self.wake(space, region, region.page(page), wake);
-            Ok(())
-        });
-    }
-
     /// Brings one page to a context, or home.
-    fn bring(
+    pub(crate) fn bring(
         &self,
         space: &Arc<Space<P>>,
         context: Option<&Arc<Context<P>>>,
@@ -199,7 +135,7 @@ impl<P: Platform> Core<P> {
         Ok(touched)
     }
 
-    fn find(&self, space: SpaceId, device: Option<DeviceId>) -> Result<(Arc<Space<P>>, Option<Arc<Context<P>>>), RangeError> {
+    pub(crate) fn find(&self, space: SpaceId, device: Option<DeviceId>) -> Result<(Arc<Space<P>>, Option<Arc<Context<P>>>), RangeError> {
         let found = self.space(space).ok_or(RangeError::NoSuchSpace(space))?;
         let Some(device) = device else { return Ok((found, None)) };
         let context = found.lock().context_of(device).ok_or(RangeError::NotAttached(device))?;
@@ -208,7 +144,7 @@ impl<P: Platform> Core<P> {
     }
 
     /// Calls `each` for every page of every region in `range`, rounded outward, with no lock held: the region may be gone when `each` looks.
-    fn each_page(
+    pub(crate) fn each_page(
         &self,
         space: &Space<P>,
         range: VirtRange,

@@ -102,19 +102,13 @@ impl<P: Platform> Core<P> {
     }
 
     fn lower_batch(&self, space: &Space<P>, batch: Batch<'_, P>, prot: Prot) {
-        for context in space.contexts().iter().filter(|c| matches!(c.table, Table::Own(_)) && !c.is_fenced()) {
+        for context in space.contexts().iter().filter(|c| matches!(c.table, Table::Own(_))) {
             let has = |op: &&Op<'_, P>| match &op.from {
                 Some(from) => from.device.id == context.device.id,
                 None => context.mode == Mode::Replicate && op.state == State::Host,
             };
             let ranges: ArrayVec<VirtRange, EVICT_BATCH> = batch.iter().filter(has).map(|op| op.page).collect();
-            if ranges.is_empty() {
-                continue;
-            }
-            let (mmu, pmap) = (context.mmu(), context.own_pmap());
-            let lowered = ranges.iter().try_for_each(|range| mmu.pmap_protect(pmap, *range, prot));
-            self.revoked(context, lowered.and_then(|()| mmu.tlb_invalidate_coalesced(pmap, &ranges)));
-            self.counters.coalesced_invalidations.add(1);
+            self.restrict(context, &ranges, prot);
         }
         for op in batch {
             self.keep(op, false);

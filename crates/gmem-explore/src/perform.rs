@@ -142,7 +142,7 @@ impl CoreWorld {
         let after = self.whereabouts(space, range);
         assert_eq!(before, after, "pages that {id} holds were moved");
         assert!(after.iter().all(|(_, pinned)| *pinned), "pages that {id} holds are not: {after:?}");
-        self.core.unhold(space, &held).expect("the address space is there");
+        self.core.unhold(space, Some(self.members[device].id), &held).expect("the address space is there");
         outcome
     }
 

@@ -4,7 +4,7 @@ use crate::device::Device;
 use crate::error::Error;
 use crate::runtime::{LinuxCore, Runtime};
 use gmem_core::{HoldRange, RangeError};
-use gmem_hal::{FaultError, LaunchError, SpaceId, Ticket};
+use gmem_hal::{DeviceId, FaultError, LaunchError, SpaceId, Ticket};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
@@ -20,6 +20,7 @@ pub(crate) struct Holding {
 pub(crate) struct Hold {
     core: Arc<LinuxCore>,
     space: SpaceId,
+    device: DeviceId,
     ranges: Vec<HoldRange>,
     holding: Arc<Holding>,
 }
@@ -43,14 +44,14 @@ impl Hold {
             }
         }
         holding.state.lock().unwrap_or_else(PoisonError::into_inner).0 += 1;
-        Ok(Some(Self { core: core.clone(), space, ranges: ranges.to_vec(), holding }))
+        Ok(Some(Self { core: core.clone(), space, device: device.id(), ranges: ranges.to_vec(), holding }))
     }
 }
 
 impl Drop for Hold {
     fn drop(&mut self) {
         // The address space lives: the launch belongs to a context of it.
-        let _ = self.core.unhold(self.space, &self.ranges);
+        let _ = self.core.unhold(self.space, Some(self.device), &self.ranges);
         let mut state = self.holding.state.lock().unwrap_or_else(PoisonError::into_inner);
         *state = (state.0 - 1, state.1 + 1);
         self.holding.ended.notify_all();

@@ -71,7 +71,7 @@ impl Region {
     fn unpin_for_io(&self, range: VirtRange) {
         let held = [HoldRange { range, access: Access::Write }];
         // The address space lives as long as this.
-        let _ = self.space.inner.runtime.call(|core| core.unhold(self.space.inner.id, &held));
+        let _ = self.space.inner.runtime.call(|core| core.unhold(self.space.inner.id, None, &held));
     }
 
     /// Refuses what would wait for a pin of ours for ever. The pages are looked at, since a pin holds whole ones.

@@ -121,11 +121,32 @@ fn an_access_outside_what_was_named_ends_the_launch_and_names_the_address() {
         let named = unsafe { words(&region, 2 * PAGE, 8) };
         run_naming(&world.context, &STORE_AT, &[at(&region, 2 * PAGE), 6], Args::new().writes(named)).unwrap();
         assert_eq!(get(at(&region, 2 * PAGE)), 6);
-        // A launch that names nothing can do what needs no memory, and nothing else. (What earlier launches left on the device stays mapped there until
-        // it goes: the CPU takes it.)
+        // A launch that names nothing can do what needs no memory, and nothing else.
         world.run(&NOTHING, &[]).unwrap();
         assert_eq!(get(at(&region, 0)), 0);
         assert_eq!(fault(world.run(&STORE, &[at(&region, 0), 1])), (at(&region, 0), FaultError::NotMapped));
+    });
+}
+
+#[test]
+fn a_page_that_was_named_once_is_not_seen_by_a_launch_that_does_not_name_it() {
+    watched(|| {
+        let world = no_replay();
+        let region = world.pages(3);
+        // One page is left in the device's memory by a launch, another was brought there by a prefetch.
+        // SAFETY: the region lives.
+        let first = || unsafe { words(&region, 0, 8) };
+        run_naming(&world.context, &STORE_AT, &[at(&region, 0), 7], Args::new().writes(first())).unwrap();
+        world.space.prefetch(part(&region, PAGE, PAGE), Some(&world.device), Access::Write).unwrap();
+        assert_eq!(used(&world.device), 2 * PAGE);
+        for outside in [at(&region, 8), at(&region, PAGE)] {
+            assert_eq!(fault(world.run(&STORE, &[outside, 8])), (outside, FaultError::NotMapped));
+        }
+        assert_eq!(used(&world.device), 2 * PAGE, "both are still there");
+        let before = world.gmem.stats().migrations;
+        run_naming(&world.context, &STORE_AT, &[at(&region, 8), 9], Args::new().writes(first())).unwrap();
+        assert_eq!(world.gmem.stats().migrations, before, "a page that is there already does not move");
+        assert_eq!([0, 8, PAGE].map(|offset| get(at(&region, offset))), [7, 9, 0]);
     });
 }
 

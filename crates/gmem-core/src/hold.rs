@@ -1,0 +1,136 @@
+//! Holding pages for a launch, and letting them go.
+//!
+//! A device that cannot replay faults touches exactly what its launches named: a page is mapped there for as long as a launch holds it, and no
+//! longer. The page stays in the device's memory, so that the next launch finds it there.
+
+use crate::context::Context;
+use crate::core::Core;
+use crate::error::RangeError;
+use crate::execute::Op;
+use crate::hnode::EVICT_BATCH;
+use crate::space::Space;
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use arrayvec::ArrayVec;
+use gmem_hal::{Access, Capabilities, DeviceId, Mode, Platform, Prot, SpaceId, VirtRange};
+
+/// A range that a launch will touch.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct HoldRange {
+    /// The bytes; every page they lie in is held.
+    pub range: VirtRange,
+    /// How the launch touches them.
+    pub access: Access,
+}
+
+/// Pages that a device is about to lose sight of.
+type Batch<'a, P> = ArrayVec<Op<'a, P>, EVICT_BATCH>;
+
+impl<P: Platform> Core<P> {
+    /// Brings exactly the pages of `ranges` to where `device` can touch them without a fault, or home with `None` (for I/O by the kernel), and keeps them there until
+    /// [`Core::unhold`]: everybody else who wants to move them waits. All or nothing. Pages are taken in the order of their addresses, so holds cannot wait for each other in a circle. May block.
+    ///
+    /// # Errors
+    /// [`RangeError::Fault`] with [`FaultError::NoDeviceMemory`] if they do not fit.
+    pub fn hold(&self, space: SpaceId, device: Option<DeviceId>, ranges: &[HoldRange]) -> Result<(), RangeError> {
+        let (found, context) = self.find(space, device)?;
+        let mut sorted: Vec<HoldRange> = ranges.to_vec();
+        sorted.sort_by_key(|hold| hold.range.start());
+        for (n, hold) in sorted.iter().enumerate() {
+            let mut end = hold.range.start();
+            let result = self.check_mapped(&found, hold.range).and_then(|()| {
+                self.each_page(&found, hold.range, |region, page| {
+                    self.bring(&found, context.as_ref(), page, hold.access, true)?;
+                    end = region.page(page).end();
+                    Ok(())
+                })
+            });
+            if let Err(e) = result {
+                let taken = sorted[..n].iter().map(|hold| hold.range).chain(VirtRange::new(hold.range.start(), end));
+                self.let_go(&found, context.as_ref(), taken);
+                return Err(e);
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends a hold made with the same `device` and `ranges`, and wakes whoever waits for the pages. A device that cannot replay faults sees them no longer, unless
+    /// another launch holds them too. May block.
+    ///
+    /// # Errors
+    /// [`RangeError::NoSuchSpace`].
+    pub fn unhold(&self, space: SpaceId, device: Option<DeviceId>, ranges: &[HoldRange]) -> Result<(), RangeError> {
+        let (found, context) = match self.find(space, device) {
+            // Without its context a device sees nothing any more.
+            Err(RangeError::NotAttached(_)) => self.find(space, None)?,
+            found => found?,
+        };
+        self.let_go(&found, context.as_ref(), ranges.iter().map(|hold| hold.range));
+        Ok(())
+    }
+
+    fn let_go(&self, space: &Arc<Space<P>>, context: Option<&Arc<Context<P>>>, ranges: impl Iterator<Item = VirtRange>) {
+        for range in ranges {
+            self.unhold_range(space, range);
+            if let Some(context) = context {
+                self.close(space, context, range);
+            }
+        }
+    }
+
+    fn unhold_range(&self, space: &Arc<Space<P>>, range: VirtRange) {
+        let _ = self.each_page(space, range, |_, page| {
+            let mut guard = space.lock();
+            // A held page is not unmapped, but a region beside it may have been split off since.
+            let Some(region) = &guard.region_at(page) else { return Ok(()) };
+            let mut entry = guard.entry(region, page);
+            entry.holds = entry.holds.saturating_sub(1);
+            let wake = entry.holds == 0 && entry.waiters;
+            entry.waiters &= !wake;
+            guard.set_entry(region, page, entry);
+            self.relist(&entry);
+            drop(guard);
+            self.wake(space, region, region.page(page), wake);
+            Ok(())
+        });
+    }
+
+    /// Takes the pages of `range` that no launch holds any more from the sight of a device that cannot replay faults, and leaves them in its memory.
+    pub(crate) fn close(&self, space: &Arc<Space<P>>, context: &Context<P>, range: VirtRange) {
+        if context.device.driver.info().capabilities.contains(Capabilities::REPLAYABLE) || context.mode != Mode::CoherentExclusive {
+            return;
+        }
+        let mut batch = Batch::new();
+        let _ = self.each_page(space, range, |_, page| {
+            let op = self.seize(space, page, || self.close_batch(context, ::core::mem::take(&mut batch)));
+            let Some(op) = op else { return Ok(()) };
+            let own = op.from.as_ref().is_some_and(|from| from.device.id == context.device.id);
+            if own && space.lock().entry(&op.region, page).holds == 0 {
+                batch.push(op);
+            } else {
+                self.keep(op, false);
+            }
+            if batch.is_full() {
+                self.close_batch(context, ::core::mem::take(&mut batch));
+            }
+            Ok(())
+        });
+        self.close_batch(context, batch);
+    }
+
+    fn close_batch(&self, context: &Context<P>, batch: Batch<'_, P>) {
+        self.restrict(context, &batch.iter().map(|op| op.page).collect::<ArrayVec<_, EVICT_BATCH>>(), Prot::empty());
+        batch.into_iter().for_each(|op| self.keep(op, false));
+    }
+
+    /// Lowers what a context may do in `ranges`, with one invalidation. One that does not answer is fenced.
+    pub(crate) fn restrict(&self, context: &Context<P>, ranges: &[VirtRange], prot: Prot) {
+        if ranges.is_empty() || context.is_fenced() {
+            return;
+        }
+        let (mmu, pmap) = (context.mmu(), context.own_pmap());
+        let lowered = ranges.iter().try_for_each(|range| mmu.pmap_protect(pmap, *range, prot));
+        self.revoked(context, lowered.and_then(|()| mmu.tlb_invalidate_coalesced(pmap, ranges)));
+        self.counters.coalesced_invalidations.add(1);
+    }
+}
