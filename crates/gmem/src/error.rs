@@ -1,5 +1,6 @@
 //! The facade's error: which call failed, and why.
 
+use crate::file::FileError;
 use gmem_core::{AttachError, DetachError, DeviceCallError, RangeError, SpaceError};
 use gmem_hal::{DeviceError, FaultError, LaunchError};
 use std::fmt;
@@ -36,6 +37,8 @@ pub enum Error {
     DevicesOnly,
     /// The memory is pinned for the kernel's I/O: drop the pin first.
     PinnedForIo,
+    /// Mapping a file, or writing back to it.
+    File(FileError),
 }
 
 use gmem_accel as accel;
@@ -56,6 +59,7 @@ impl fmt::Display for Error {
             Self::NoCompute => f.write_str("this device offers no way to run kernels"),
             Self::DevicesOnly => f.write_str("the CPU does not see this address space: map a region and use its addresses on devices"),
             Self::PinnedForIo => f.write_str("the memory is pinned for the kernel's I/O: drop the pin first"),
+            Self::File(e) => e.fmt(f),
             Self::Length => f.write_str("the length is zero or overflows"),
         }
     }
@@ -81,6 +85,7 @@ from! {
     DetachError => Detach,
     RangeError => Range,
     LaunchError => Launch,
+    FileError => File,
 }
 
 impl From<DeviceError> for Error {

@@ -1,6 +1,7 @@
 //! A mapped region, for those who want addresses rather than vectors.
 
 use crate::error::Error;
+use crate::file::{Backing, FileError};
 use crate::space::AddressSpace;
 use gmem_core::{HoldRange, RangeError};
 use gmem_hal::{Access, Prot, RegionAttrs, VirtRange};
@@ -18,11 +19,18 @@ pub struct Region {
     parts: Mutex<Vec<VirtRange>>,
     /// What is pinned for I/O. A pin borrows the region, so one that is still here when the region is dropped was forgotten.
     pinned: Mutex<Vec<VirtRange>>,
+    /// The file that what is changed is written back to.
+    file: Option<Backing>,
 }
 
 impl Region {
     pub(crate) fn new(space: AddressSpace, range: VirtRange, attrs: RegionAttrs) -> Self {
-        Self { space, range, attrs, parts: Mutex::new(vec![range]), pinned: Mutex::default() }
+        Self { space, range, attrs, parts: Mutex::new(vec![range]), pinned: Mutex::default(), file: None }
+    }
+
+    pub(crate) fn backed_by(mut self, file: Backing) -> Self {
+        self.file = Some(file);
+        self
     }
 
     /// The addresses.
@@ -63,6 +71,17 @@ impl Region {
         Ok(IoPin { region: self, range })
     }
 
+    /// Writes what the CPU and the devices changed in a region of a shared file back to it ([`crate::RegionBuilder::map_file`]), after which reading the file gives it. The
+    /// region's pages come home for it; launches that hold pages are waited for. Does nothing in every other region. Blocks while it writes.
+    ///
+    /// # Errors
+    /// [`Error::File`] if the file cannot be written; [`Error::Range`] if a page cannot be brought home, or nobody may read it. What lies before it was written; the rest
+    /// still counts as changed.
+    pub fn sync(&self) -> Result<(), Error> {
+        let Some(file) = &self.file else { return Ok(()) };
+        self.parts().iter().try_for_each(|part| file.write_back(self, *part, false))
+    }
+
     fn pinned(&self) -> MutexGuard<'_, Vec<VirtRange>> {
         // A push or a removal is done or not, whatever panics.
         self.pinned.lock().unwrap_or_else(PoisonError::into_inner)
@@ -85,8 +104,12 @@ impl Region {
     /// Changes what may be done in `range`, a part of this region in whole pages.
     ///
     /// # Errors
-    /// [`Error::Range`]; the old protection is in force then. [`gmem_core::RangeError::NotMapped`] if `range` is not a part of this region.
+    /// [`Error::Range`]; the old protection is in force then. [`gmem_core::RangeError::NotMapped`] if `range` is not a part of this region. [`Error::File`] for writing in
+    /// the region of a shared file that was not opened for it.
     pub fn protect(&self, range: VirtRange, prot: Prot) -> Result<(), Error> {
+        if let (Some(file), true) = (&self.file, prot.contains(Prot::WRITE)) {
+            file.check_writable()?;
+        }
         let parts = self.parts();
         if !parts.iter().any(|part| part.contains_range(range)) {
             return Err(RangeError::NotMapped(first_hole(&parts, range)).into());
@@ -97,8 +120,11 @@ impl Region {
     /// Gives up the contents of the whole pages in `range`, a part of this region: they read as zero from now on. What was unmapped is passed over.
     ///
     /// # Errors
-    /// [`Error::Range`] if the kernel holds a page, which then keeps its contents.
+    /// [`Error::Range`] if the kernel holds a page, which then keeps its contents. [`Error::File`] in the region of a shared file, whose contents are not the region's to give up.
     pub fn discard(&self, range: VirtRange) -> Result<(), Error> {
+        if self.file.is_some() {
+            return Err(FileError::Discard.into());
+        }
         let _pins = self.check_pins(range)?;
         self.check(range)?;
         let parts = self.parts();
@@ -108,10 +134,10 @@ impl Region {
     }
 
     /// Unmaps `range`, a part of this region in whole pages. Touching it afterwards is a fault. What was unmapped before is passed over: it may be
-    /// somebody else's.
+    /// somebody else's. In the region of a shared file, what was changed is written back first.
     ///
     /// # Errors
-    /// [`Error::Range`] if an end falls inside a page.
+    /// [`Error::Range`] if an end falls inside a page; [`Error::File`] if the file cannot be written. Nothing is unmapped then.
     pub fn unmap(&self, range: VirtRange) -> Result<(), Error> {
         let _pins = self.check_pins(range)?;
         self.check(range)?;
@@ -119,6 +145,9 @@ impl Region {
             return Err(RangeError::Misaligned(self.attrs.page_size).into());
         }
         let mut parts = self.parts();
+        if let Some(file) = &self.file {
+            parts.iter().filter_map(|part| part.intersection(range)).try_for_each(|gone| file.write_back(self, gone, true))?;
+        }
         let mut rest = Vec::with_capacity(parts.len() + 1);
         for part in parts.iter() {
             match part.intersection(range) {
@@ -155,6 +184,10 @@ impl Drop for Region {
             self.unpin_for_io(range);
         }
         for part in std::mem::take(&mut *self.parts()) {
+            if let Some(Err(e)) = self.file.as_ref().map(|file| file.write_back(self, part, true)) {
+                // Nobody is left to be told, and silence would lose writes silently.
+                eprintln!("gmem: not everything in {part} was written back to its file: {e}");
+            }
             // The ends are page boundaries, and the address space lives as long as this.
             let _ = self.space.inner.runtime.call(|core| core.unmap(self.space.inner.id, part));
         }

@@ -31,7 +31,7 @@ pub(crate) struct Inner {
     pub(crate) id: SpaceId,
     pub(crate) range: VirtRange,
     /// Whether its addresses mean anything to the CPU.
-    cpu_visible: bool,
+    pub(crate) cpu_visible: bool,
 }
 
 /// What an address space should be.
@@ -181,8 +181,8 @@ impl fmt::Debug for AddressSpace {
 /// What a region should be.
 #[derive(Clone, Debug)]
 pub struct RegionBuilder {
-    space: AddressSpace,
-    attrs: RegionAttrs,
+    pub(crate) space: AddressSpace,
+    pub(crate) attrs: RegionAttrs,
     at: Option<VirtAddr>,
 }
 
