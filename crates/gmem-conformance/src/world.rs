@@ -149,6 +149,11 @@ pub fn get(va: u64) -> u64 {
     unsafe { std::ptr::with_exposed_provenance::<u64>(va as usize).read_volatile() }
 }
 
+/// The CPU loads a word, for what that does to its page.
+pub fn touch(va: u64) {
+    std::hint::black_box(get(va));
+}
+
 /// The CPU stores a word.
 pub fn set(va: u64, value: u64) {
     // SAFETY: as for `get`.
