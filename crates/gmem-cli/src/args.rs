@@ -18,7 +18,8 @@ const TOP_EXAMPLES: &str = "\
 Examples:
   gmem run vector-add      see a CPU and an accelerator work through the same pointers
   gmem probe               what this machine allows, and what follows
-  gmem bench               what it costs, beside the same done by hand";
+  gmem bench               what it costs, beside the same done by hand
+  gmem conformance         whether the accelerators keep every rule of their contracts";
 
 const VECTOR_ADD_EXAMPLES: &str = "\
 Examples:
@@ -42,6 +43,13 @@ const PROBE_EXAMPLES: &str = "\
 Examples:
   gmem probe
   gmem probe --json | jq .";
+
+const CONFORMANCE_EXAMPLES: &str = "\
+Examples:
+  gmem conformance                                 every check on every software accelerator
+  gmem conformance --device peer --page-size 64k
+  gmem conformance --filter forbidden --list       what those checks enforce, and where it is written
+  gmem conformance --device discrete --json | jq .failed";
 
 const BENCH_EXAMPLES: &str = "\
 Examples:
@@ -68,6 +76,9 @@ pub(crate) enum Command {
     /// Measure what gmem costs beside the same work written by hand
     #[command(after_help = BENCH_EXAMPLES)]
     Bench(BenchArgs),
+    /// Check that accelerators keep the rules of their contracts
+    #[command(after_help = CONFORMANCE_EXAMPLES)]
+    Conformance(ConformanceArgs),
     /// The other process of the hand-written floors of `gmem bench`.
     #[command(hide = true, name = crate::bench::OTHER_PROCESS)]
     BenchOther,
@@ -161,6 +172,20 @@ pub(crate) struct ProbeArgs {
     /// Print the result as one JSON object
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct ConformanceArgs {
+    /// The accelerator
+    #[arg(long, value_name = "KIND", default_value = "all", value_parser = conformance_devices())]
+    pub(crate) device: String,
+    #[command(flatten)]
+    pub(crate) options: gmem_conformance::Options,
+}
+
+/// The accelerators that can be checked, or all of them.
+fn conformance_devices() -> clap::builder::PossibleValuesParser {
+    clap::builder::PossibleValuesParser::new(gmem_conformance::SHIPPED.into_iter().chain(["all"]))
 }
 
 #[derive(Args, Debug)]

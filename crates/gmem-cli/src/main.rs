@@ -4,6 +4,7 @@
 
 mod args;
 mod bench;
+mod conformance;
 mod engine;
 mod failure;
 mod machine;
@@ -32,6 +33,7 @@ fn main() -> ExitCode {
         Command::Run(args) => run::run(args),
         Command::Probe(args) => probe::probe(args),
         Command::Bench(args) => bench::bench(args),
+        Command::Conformance(args) => conformance::conformance(args),
         Command::BenchOther => bench::other_process(),
     };
     match result {

@@ -20,7 +20,8 @@ fn refused(args: &[&str], status: i32, words: &[&str]) {
 
 #[test]
 fn help_has_examples_for_every_command() {
-    let commands: [&[&str]; 7] = [&[], &["run"], &["run", "vector-add"], &["run", "crc"], &["run", "backprop"], &["probe"], &["bench"]];
+    let commands: [&[&str]; 8] =
+        [&[], &["run"], &["run", "vector-add"], &["run", "crc"], &["run", "backprop"], &["probe"], &["bench"], &["conformance"]];
     for command in commands {
         let output = gmem(&[command, &["--help"]].concat());
         let help = output.stdout;
@@ -46,6 +47,29 @@ fn unknown_words_are_wrong_usage() {
     refused(&["run", "vector-add", "--no-such-flag"], 2, &["--no-such-flag"]);
     refused(&["bench", "--only", "nothing"], 2, &["nothing", "cpu_fault_2mib"]);
     refused(&["run", "crc"], 2, &["<FILE>"]);
+    refused(&["conformance", "--device", "gpu"], 2, &["gpu", "discrete, discrete-no-replay, peer, integrated, all"]);
+    refused(&["conformance", "--filter", "no-such-check"], 2, &["no-such-check", "--list"]);
+    refused(&["conformance", "--device", "integrated", "--mode", "exclusive"], 2, &["integrated", "none of the modes"]);
+}
+
+#[test]
+fn conformance_lists_its_rules_and_runs_them() {
+    let listed = gmem(&["conformance", "--list", "--filter", "forbidden-write"]);
+    assert!(listed.status.success() && listed.stdout.contains("read-only") && listed.stdout.contains("gmem-hal `Mapping::prot`"));
+    let args = ["conformance", "--filter", "forbidden-write", "--filter", "hugetlb", "--device", "all", "--page-size", "4KiB"];
+    let table = gmem(&args);
+    assert!(table.status.success(), "{}", table.stderr);
+    assert!(table.stdout.contains("6 passed, 0 failed, 6 not applicable"), "{}", table.stdout);
+    let json = gmem(&[&args[..], &["--json"]].concat());
+    let report: serde_json::Value = serde_json::from_str(&json.stdout).expect("one JSON object");
+    assert_eq!((&report["passed"], &report["failed"], &report["not_applicable"]), (&6.into(), &0.into(), &6.into()));
+    let rows = report["rows"].as_array().expect("the rows");
+    assert_eq!(rows.len(), 12);
+    for row in rows {
+        let text = |key: &str| row[key].as_str().is_some_and(|text| !text.is_empty());
+        assert!(text("check") && text("rule") && text("where") && text("device") && text("mode") && text("verdict"), "{row}");
+        assert_eq!(row["verdict"] == "not_applicable", text("detail"), "{row}");
+    }
 }
 
 #[test]

@@ -2,7 +2,7 @@
 //!
 //! A driver author describes a [`Subject`], some forty lines: how to make the device, and how the device reads, writes and adds. Its whole test file besides that is
 //!
-//! ```ignore
+//! ```no_run
 //! gmem_conformance::main!(MySubject);
 //! ```
 //!

@@ -42,13 +42,13 @@ pub enum ModeName {
 #[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
 pub enum SizeName {
     /// 4 KiB
-    #[value(name = "4k")]
+    #[value(name = "4k", alias = "4KiB")]
     Small,
     /// 64 KiB
-    #[value(name = "64k")]
+    #[value(name = "64k", alias = "64KiB")]
     Medium,
     /// 2 MiB
-    #[value(name = "2m")]
+    #[value(name = "2m", alias = "2MiB")]
     Large,
 }
 

@@ -1,0 +1,153 @@
+//! The frame itself: a check that fails, panics, hangs or ends its process fails by name, and the others go on; nothing is left behind.
+
+use gmem_conformance::world::{at, get};
+use gmem_conformance::{Applies, Case, Check, Options, Outcome, Report, Row, Stop, Verdict, checks, run, shipped};
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+const fn check(name: &'static str, run: fn(&Case<'_>) -> Outcome) -> Check {
+    Check { name, rule: "A rule.", place: "Here.", applies: Applies::EVERYWHERE.once(), run }
+}
+
+const PLANTED: [Check; 9] = [
+    check("passes", passes),
+    check("fails", |_| Err(Stop::Failed("seen 1, expected 2".to_owned()))),
+    check("panics", |_| panic!("a panic of the check")),
+    check("aborts", |_| {
+        eprintln!("its last words");
+        std::process::abort()
+    }),
+    check("exits", |_| std::process::exit(0)),
+    check("hangs", hangs),
+    check("prints", prints),
+    check("survives its doom", |case| case.doomed("the step", || {})?.by_signal(libc::SIGSEGV)),
+    Check { applies: Applies::never("it never does"), ..check("has no meaning", |_| Ok(())) },
+];
+
+fn passes(case: &Case<'_>) -> Outcome {
+    let world = case.world(2)?;
+    let region = world.region(1)?;
+    world.unit.store(at(&region, 0), 7)?;
+    gmem_conformance::ensure_eq!("the word", get(at(&region, 0)), 7);
+    case.doomed("a read of nothing", || gmem_conformance::world::touch(0))?.by_signal(libc::SIGSEGV)
+}
+
+/// With a device of its own, which must not outlive it.
+fn hangs(case: &Case<'_>) -> Outcome {
+    let world = case.world(2)?;
+    world.unit.store(at(&world.region(1)?, 0), 7)?;
+    loop {
+        std::thread::sleep(Duration::from_secs(1));
+    }
+}
+
+fn prints(_: &Case<'_>) -> Outcome {
+    print!("a driver prints what it likes\nwithout an end");
+    Ok(())
+}
+
+fn main() -> ExitCode {
+    // In a check process this does not return.
+    let report = run(&shipped("discrete"), &PLANTED, &Options { time_limit: 3, ..Options::default() });
+    verdicts(&report);
+    nothing_is_left();
+    the_checks_are_well_formed();
+    println!("the runner reports every end of a check");
+    ExitCode::SUCCESS
+}
+
+fn rows<'a>(report: &'a Report, check: &str) -> Vec<&'a Row> {
+    report.rows.iter().filter(|row| row.check == check).collect()
+}
+
+fn verdicts(report: &Report) {
+    // Two modes each.
+    assert_eq!((report.passed, report.failed, report.not_applicable, report.rows.len()), (4, 12, 2, 18), "{}", report.text());
+    let failed = [
+        ("fails", "seen 1, expected 2"),
+        ("panics", "a panic: a panic of the check"),
+        ("aborts", "signal 6; it said:\nits last words"),
+        ("exits", "status 0"),
+        ("hangs", "not done within 3 s\nits threads wait in:\n"),
+        ("survives its doom", "it ended with status 0, not by signal 11"),
+    ];
+    for (name, words) in failed {
+        for row in rows(report, name) {
+            assert!(matches!(&row.verdict, Verdict::Failed(what) if what.contains(words)), "{name}: {:?}", row.verdict);
+        }
+    }
+    for name in ["passes", "prints"] {
+        assert!(rows(report, name).iter().all(|row| row.verdict == Verdict::Passed), "{name}: {:?}", rows(report, name));
+    }
+    let text = report.text();
+    assert!(text.contains("FAILED hangs (discrete, exclusive)\n  rule:  A rule.\n  where: Here.\n"), "{text}");
+    assert!(text.contains("  has no meaning: it never does (discrete, exclusive; discrete, replicate)\n"), "{text}");
+}
+
+/// No process of a check and no device of one outlives the run.
+fn nothing_is_left() {
+    let ours = std::env::current_exe().expect("the test binary");
+    let others = || {
+        let processes = std::fs::read_dir("/proc").expect("proc").flatten();
+        let is_ours = |entry: &std::fs::DirEntry| std::fs::read_link(entry.path().join("exe")).is_ok_and(|exe| exe == ours);
+        let number = |entry: &std::fs::DirEntry| entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok());
+        processes.filter(is_ours).filter(|entry| number(entry).is_some_and(|pid| pid != std::process::id())).count()
+    };
+    let until = Instant::now() + Duration::from_secs(10);
+    while others() > 0 {
+        assert!(Instant::now() < until, "{} processes are left", others());
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// Names and rules are unique, and each rule is written where it says.
+fn the_checks_are_well_formed() {
+    let checks = checks::all();
+    for (n, check) in checks.iter().enumerate() {
+        assert!(check.name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-'), "{}", check.name);
+        assert!(check.rule.ends_with('.') && check.rule.len() > 20, "{}: {}", check.name, check.rule);
+        for other in &checks[..n] {
+            assert!(check.name != other.name && check.rule != other.rule, "{} and {} are one", check.name, other.name);
+        }
+        assert!(is_written(check.place), "{}: nothing is written at {}", check.name, check.place);
+    }
+}
+
+/// Whether a place is there: `document "heading"` with perhaps a number or word of a list, or ``crate `Item::part` ``.
+fn is_written(place: &str) -> bool {
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    if let Some((document, rest)) = place.split_once(" \"") {
+        let text = std::fs::read_to_string(root.join(document)).unwrap_or_default();
+        let (heading, item) = rest.split_once('"').expect("a heading ends");
+        let section = text.split("\n## ").find(|section| section.starts_with(&format!("{heading}\n")));
+        let item = item.trim().to_lowercase();
+        return section.is_some_and(|section| {
+            let numbered = item.parse::<u32>().is_ok_and(|n| section.contains(&format!("\n{n}. ")));
+            item.is_empty() || numbered || section.to_lowercase().contains(&format!("**{item}"))
+        });
+    }
+    let Some((name, item)) = place.split_once(" `") else { return false };
+    let mut words = item.trim_end_matches('`').split("::");
+    let sources = || files(&root.join("crates").join(name).join("src"));
+    // Each part is declared somewhere in the crate; the last may be a function, a field, a variant or a counter of a macro.
+    words.all(|word| {
+        let declared = [format!("fn {word}"), format!("struct {word}"), format!("enum {word}"), format!("trait {word}")];
+        let member = |line: &str| {
+            let line = line.trim_start().trim_start_matches("pub ").trim_start_matches("const ");
+            line.strip_prefix(word).is_some_and(|rest| rest.starts_with([':', ',', '(', ' ', '{']))
+        };
+        sources().iter().any(|text| declared.iter().any(|d| text.contains(d.as_str())) || text.lines().any(member))
+    })
+}
+
+fn files(folder: &std::path::Path) -> Vec<String> {
+    let mut texts = Vec::new();
+    for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+        if entry.path().is_dir() {
+            texts.extend(files(&entry.path()));
+        } else {
+            texts.push(std::fs::read_to_string(entry.path()).unwrap_or_default());
+        }
+    }
+    texts
+}
