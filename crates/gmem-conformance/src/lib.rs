@@ -3,7 +3,7 @@
 //! A driver author describes a [`Subject`], some forty lines: how to make the device, and how the device reads, writes and adds. Its whole test file besides that is
 //!
 //! ```no_run
-//! gmem_conformance::main!(MySubject);
+//! gmem_conformance::main!(gmem_conformance::Discrete);
 //! ```
 //!
 //! with `harness = false` in its manifest. Every [`Check`] then runs in every mode, with every page size and in every shape of the device where its rule has a meaning, in a process
@@ -46,3 +46,8 @@ macro_rules! main {
         $crate::main!(targets: $crate::Target::all($subject));
     };
 }
+
+/// The page on writing a device, whose examples are tests.
+#[cfg(doctest)]
+#[doc = include_str!("../../../docs/writing-a-device.md")]
+struct WritingADevice;

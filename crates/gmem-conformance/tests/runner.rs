@@ -52,6 +52,7 @@ fn main() -> ExitCode {
     verdicts(&report);
     nothing_is_left();
     the_checks_are_well_formed();
+    the_page_on_writing_a_device_shows_what_is_tested();
     println!("the runner reports every end of a check");
     ExitCode::SUCCESS
 }
@@ -150,4 +151,13 @@ fn files(folder: &std::path::Path) -> Vec<String> {
         }
     }
     texts
+}
+
+fn the_page_on_writing_a_device_shows_what_is_tested() {
+    let here = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    let page = std::fs::read_to_string(here.join("../../docs/writing-a-device.md")).expect("the page");
+    for part in ["driver.rs", "proof.rs"] {
+        let text = std::fs::read_to_string(here.join("tests/toy").join(part)).expect("the test");
+        assert!(page.contains(&text), "docs/writing-a-device.md does not show tests/toy/{part} as it is");
+    }
 }

@@ -61,8 +61,3 @@ pub use unified::UnifiedVec;
 
 /// The contracts, for those who write a driver.
 pub use gmem_hal as hal;
-
-/// The page on writing a device, whose example is a test.
-#[cfg(doctest)]
-#[doc = include_str!("../../../docs/writing-a-device.md")]
-struct WritingADevice;
