@@ -1,6 +1,6 @@
 //! Errors as numbers, for the way through shared memory. What comes back is not trusted: an unknown number decodes to `None`.
 
-use gmem_hal::{DeviceError, FaultError, HostError};
+use gmem_hal::{Crash, DeviceError, FaultError, HostError, VirtAddr};
 
 const DEVICE: [DeviceError; 6] = [
     DeviceError::NoMemory,
@@ -33,6 +33,26 @@ const KIND_PLAIN: u64 = 1;
 const KIND_DEVICE: u64 = 2;
 const KIND_HOST: u64 = 3;
 const KIND_OS: u64 = 4;
+
+/// Crashes without an address, by their numbers. Number zero is no crash, so that memory nobody wrote says nothing.
+const CRASHES: [Crash; 5] = [Crash::NoAddress, Crash::Instruction, Crash::Arithmetic, Crash::Memory, Crash::Abort];
+const CRASH_ACCESS: u64 = 6;
+
+/// A crash as a number and an address. Async-signal-safe.
+pub(crate) fn encode_crash(crash: Crash) -> (u64, u64) {
+    match crash {
+        Crash::Access(va) => (CRASH_ACCESS, va.get()),
+        other => (position(&CRASHES, other) + 1, 0),
+    }
+}
+
+/// The crash that a number and an address stand for; `None` for what `encode_crash` never makes.
+pub(crate) fn decode_crash(code: u64, va: u64) -> Option<Crash> {
+    match code {
+        CRASH_ACCESS => Some(Crash::Access(VirtAddr::new(va))),
+        code => CRASHES.get(usize::try_from(code.checked_sub(1)?).ok()?).copied(),
+    }
+}
 
 /// The answer to a fault: zero for `Ok`, never zero for an error.
 pub(crate) fn encode(answer: Result<(), FaultError>) -> u64 {
@@ -82,5 +102,14 @@ mod tests {
         assert_eq!(decode(0), None);
         assert_eq!(decode(KIND_PLAIN << 32 | 6), None);
         assert_eq!(decode(u64::MAX), None);
+    }
+
+    #[test]
+    fn every_crash_survives_and_garbage_does_not() {
+        for crash in CRASHES.into_iter().chain([Crash::Access(VirtAddr::new(0)), Crash::Access(VirtAddr::new(u64::MAX))]) {
+            let (code, va) = encode_crash(crash);
+            assert_eq!(decode_crash(code, va), Some(crash));
+        }
+        assert_eq!((decode_crash(0, 1), decode_crash(7, 1), decode_crash(u64::MAX, 1)), (None, None, None));
     }
 }

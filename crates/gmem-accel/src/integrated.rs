@@ -3,9 +3,10 @@
 
 use crate::BuildError;
 use crate::kernel::{self, Grid, Kernel, MAX_ARGS};
+use crate::message;
 use crate::shm::MAX_CORES;
 use gmem_hal::{ByteLen, Compute, CopyEngine, Device, DeviceError, DeviceId, DeviceInfo, LaunchError, LaunchRequest, Mapping, Mmu};
-use gmem_hal::{Capabilities, Modes, PageSizes, PhysAddr, PmapId, PmapRequest, Prot, Ticket, Upcalls, VirtAddr, VirtRange};
+use gmem_hal::{Capabilities, Modes, PageSizes, PhysAddr, PmapId, PmapRequest, Prot, Ticket, Upcalls, VirtRange};
 use std::collections::HashMap;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::JoinHandle;
@@ -80,7 +81,8 @@ struct Launch {
     kernel: &'static Kernel,
     args: Vec<u64>,
     remaining: usize,
-    panicked: bool,
+    /// What the first core that panicked said.
+    panicked: Option<String>,
 }
 
 impl Pool {
@@ -101,10 +103,11 @@ impl Pool {
             drop(work);
             // SAFETY: whoever launched the kernel passed the arguments it was written for; that is the contract of `Kernel::run`.
             let call = || unsafe { (kernel.run)(grid, &args) };
-            let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(call)).is_err();
+            let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(call)).err();
+            let panicked = panicked.map(|panic| message::clean(&message::of(panic)));
             let mut work = self.lock();
             if let Some(launch) = work.launches.get_mut(&next) {
-                launch.panicked |= panicked;
+                launch.panicked = launch.panicked.take().or(panicked);
                 launch.remaining -= 1;
                 if launch.remaining == 0 {
                     work.current += 1;
@@ -202,7 +205,10 @@ impl Drop for Integrated {
 impl Compute for Pool {
     fn start(&self, request: &LaunchRequest<'_>) -> Result<Ticket, LaunchError> {
         let kernel = kernel::find(request.kernel).ok_or(LaunchError::UnknownKernel)?;
-        if request.args.len() > MAX_ARGS || request.pmap.is_some() {
+        if request.args.len() > MAX_ARGS {
+            return Err(LaunchError::TooManyArgs { given: request.args.len(), most: MAX_ARGS });
+        }
+        if request.pmap.is_some() {
             return Err(LaunchError::BadRequest);
         }
         // The slice may lie in unified memory: it is read before the lock is taken.
@@ -214,7 +220,7 @@ impl Compute for Pool {
         let ticket = work.started;
         work.started += 1;
         let remaining = work.cores;
-        work.launches.insert(ticket, Launch { kernel: &kernel::KERNELS[kernel], args, remaining, panicked: false });
+        work.launches.insert(ticket, Launch { kernel: &kernel::KERNELS[kernel], args, remaining, panicked: None });
         self.changed.notify_all();
         Ok(Ticket(ticket))
     }
@@ -225,7 +231,7 @@ impl Compute for Pool {
         let launch = work.launches.remove(&ticket.0).ok_or(LaunchError::BadRequest)?;
         match launch {
             Launch { remaining: 1.., .. } => Err(LaunchError::Device(DeviceError::Dead)),
-            Launch { panicked: true, .. } => Err(LaunchError::Crashed(VirtAddr::new(0))),
+            Launch { panicked: Some(said), .. } => Err(LaunchError::Panicked(said)),
             _ => Ok(()),
         }
     }

@@ -3,9 +3,10 @@
 use crate::codec;
 use crate::context::Context;
 use crate::kernel::MAX_ARGS;
+use crate::message;
 use crate::shm::{LAUNCHES, launch};
 use crate::wait::{Bell, Deadline, Lock, Patience};
-use gmem_hal::{DeviceError, FaultError, LaunchError, VirtAddr};
+use gmem_hal::{Crash, DeviceError, FaultError, LaunchError, VirtAddr};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
@@ -33,7 +34,7 @@ impl Launches {
     /// the device has no room.
     pub(crate) fn start(&self, context: &Context, kernel: usize, args: &[u64], replay: bool) -> Result<u32, LaunchError> {
         if args.len() > MAX_ARGS {
-            return Err(LaunchError::BadRequest);
+            return Err(LaunchError::TooManyArgs { given: args.len(), most: MAX_ARGS });
         }
         // The slice may lie in unified memory: it is read before the lock is taken.
         let mut copy = [0; MAX_ARGS];
@@ -72,7 +73,7 @@ impl Launches {
         }
         let ended = || context.shm.launch_done().load(Ordering::SeqCst).wrapping_sub(index) as i32 > 0;
         Bell(context.shm.done_bell()).wait(&mut Patience::new(PATIENCE), Deadline::NEVER, || ended() || context.is_dead());
-        let result = if ended() { outcome(context, index) } else { Err(LaunchError::Device(DeviceError::Dead)) };
+        let result = if ended() { outcome(context, index) } else { Err(last_words(context, index)) };
         used.store(false, Ordering::Release);
         result
     }
@@ -81,13 +82,25 @@ impl Launches {
 /// What the device says of a launch that ended; copied, then checked.
 fn outcome(context: &Context, index: u32) -> Result<(), LaunchError> {
     let slot = context.shm.launch(index);
-    let va = VirtAddr::new(slot.va.load(Ordering::Relaxed));
-    match slot.status.load(Ordering::Acquire) {
+    let status = slot.status.load(Ordering::Acquire);
+    let (code, va) = (slot.code.load(Ordering::Relaxed), slot.va.load(Ordering::Relaxed));
+    let nonsense = DeviceError::BadRequest;
+    match status {
         launch::OK => Ok(()),
         launch::FAULT => {
-            let error = codec::decode(slot.code.load(Ordering::Relaxed)).unwrap_or(FaultError::Device(DeviceError::BadRequest));
-            Err(LaunchError::Fault { va, error })
+            let error = codec::decode(code).unwrap_or(FaultError::Device(nonsense));
+            Err(LaunchError::Fault { va: VirtAddr::new(va), error })
         }
-        _ => Err(LaunchError::Crashed(va)),
+        launch::PANICKED => Err(LaunchError::Panicked(message::read(&context.shm, index, code))),
+        launch::CRASHED => Err(codec::decode_crash(code, va).map_or(LaunchError::Device(nonsense), LaunchError::Crashed)),
+        _ => Err(LaunchError::Device(nonsense)),
+    }
+}
+
+/// Why a launch did not end before its device did: a kernel that aborts has said so.
+fn last_words(context: &Context, index: u32) -> LaunchError {
+    match outcome(context, index) {
+        Err(LaunchError::Crashed(Crash::Abort)) => LaunchError::Crashed(Crash::Abort),
+        _ => LaunchError::Device(DeviceError::Dead),
     }
 }

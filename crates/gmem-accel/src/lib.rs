@@ -31,6 +31,7 @@ mod kernel;
 mod launches;
 mod machine;
 mod mmu;
+mod message;
 mod pagemap;
 mod peer;
 mod shm;

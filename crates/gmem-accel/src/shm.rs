@@ -20,8 +20,10 @@ pub(crate) const MAX_CORES: usize = 64;
 pub(crate) const RING: usize = 512;
 /// Launches that can be started and not yet waited for, per context; a power of two.
 pub(crate) const LAUNCHES: usize = 256;
+/// The most bytes of a panic's message that reach the host; a multiple of 8.
+pub(crate) const MESSAGE: usize = 512;
 /// The first word of the shared memory, "gmemacc" and a version.
-pub(crate) const MAGIC: u64 = 0x676d_656d_6163_6301;
+pub(crate) const MAGIC: u64 = 0x676d_656d_6163_6302;
 
 /// One command to the device's MMU or peer operating system. Plain numbers; never dereferenced as a whole.
 #[repr(C)]
@@ -56,6 +58,7 @@ struct LaunchLayout {
     va: u64,
     code: u64,
     args: [u64; crate::kernel::MAX_ARGS],
+    message: [u64; MESSAGE / 8],
 }
 
 #[repr(C)]
@@ -261,6 +264,11 @@ impl Shared {
     pub(crate) fn launch_arg(&self, index: u32, arg: usize) -> &AtomicU64 {
         long!(self.launches[index as usize % LAUNCHES].args[arg])
     }
+
+    /// Eight bytes of what the kernel of a launch said when it panicked.
+    pub(crate) fn launch_message(&self, index: u32, word: usize) -> &AtomicU64 {
+        long!(self.launches[index as usize % LAUNCHES].message[word])
+    }
 }
 
 macro_rules! words {
@@ -333,8 +341,10 @@ pub(crate) mod launch {
     pub(crate) const OK: u32 = 1;
     /// `va` could not be resolved, `code` says why.
     pub(crate) const FAULT: u32 = 2;
-    /// The kernel crashed at `va`.
+    /// The kernel crashed: `code` says how, at `va` if that means anything.
     pub(crate) const CRASHED: u32 = 3;
+    /// The kernel panicked: `code` is the length of the message in bytes.
+    pub(crate) const PANICKED: u32 = 4;
 }
 
 #[cfg(test)]

@@ -191,6 +191,23 @@ fn a_fence_ends_a_running_kernel() {
 }
 
 #[test]
+fn a_kernel_that_aborts_ends_its_device_and_is_named() {
+    let (_dog, _left) = (watchdog("abort"), nothing_left());
+    let pager = Pager::new(device(), PAGE, 4, |_| {});
+    pager.launch("store", &[pager.start(), 5]).unwrap();
+    let first = pager.start_launch("abort", &[], true).unwrap();
+    let second = pager.start_launch("nothing", &[], true).unwrap_or(Ticket(u64::MAX));
+    let compute = pager.device.compute().unwrap();
+    assert_eq!(compute.wait(first), Err(LaunchError::Crashed(Crash::Abort)));
+    if second != Ticket(u64::MAX) {
+        assert_eq!(compute.wait(second), Err(LaunchError::Device(DeviceError::Dead)), "it never ran");
+    }
+    pager.wait_lost();
+    assert_eq!(pager.launch("nothing", &[]), Err(LaunchError::Device(DeviceError::Dead)));
+    pager.destroy();
+}
+
+#[test]
 fn a_kill_at_any_moment_is_survived() {
     let (_dog, _left) = (watchdog("any moment"), nothing_left());
     for round in 0..30u64 {

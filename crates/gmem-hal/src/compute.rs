@@ -1,6 +1,7 @@
 //! Running programs on a device.
 
 use crate::{DeviceError, FaultError, PmapId, VirtAddr};
+use alloc::string::String;
 use core::fmt;
 
 /// A launch: one kernel, run once with all cores of the device.
@@ -21,11 +22,18 @@ pub struct LaunchRequest<'a> {
 pub struct Ticket(pub u64);
 
 /// A launch could not be made, or ended early.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub enum LaunchError {
     /// No kernel of this name.
     UnknownKernel,
-    /// Too many arguments, or a ticket that is not there.
+    /// More arguments than a kernel of this device can have.
+    TooManyArgs {
+        /// How many there were.
+        given: usize,
+        /// How many are possible.
+        most: usize,
+    },
+    /// A ticket that is not there, or a context that the device does not have.
     BadRequest,
     /// The kernel touched this address, which could not be resolved.
     Fault {
@@ -34,19 +42,56 @@ pub enum LaunchError {
         /// Why not. [`FaultError::NotMapped`] for an access outside what a launch without replay named.
         error: FaultError,
     },
-    /// The kernel crashed by itself (an illegal instruction, a panic, an address outside the address space at `0` if unknown).
-    Crashed(VirtAddr),
+    /// The kernel panicked, saying this: the beginning of it if it is long, nothing if it was no text. The device said so and is not trusted: it is for people.
+    Panicked(String),
+    /// The kernel crashed.
+    Crashed(Crash),
     /// The device failed or died.
     Device(DeviceError),
+}
+
+/// How a kernel crashed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Crash {
+    /// It touched this address, which is outside the address space.
+    Access(VirtAddr),
+    /// It touched something that is no address at all.
+    NoAddress,
+    /// It reached an instruction that the processor does not execute, which is also how a compiler marks what is never reached.
+    Instruction,
+    /// Its arithmetic has no result, such as a division by zero.
+    Arithmetic,
+    /// It touched memory that the hardware or the system lost.
+    Memory,
+    /// It gave up (`abort`), which ended the device's process: the context is fenced.
+    Abort,
+}
+
+impl fmt::Display for Crash {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Access(va) => write!(f, "it touched {va}, which is outside the address space"),
+            Self::NoAddress => f.write_str("it touched what is no address"),
+            Self::Instruction => f.write_str("it reached an instruction that the processor does not execute"),
+            Self::Arithmetic => f.write_str("its arithmetic has no result, such as a division by zero"),
+            Self::Memory => f.write_str("it touched memory that the system lost"),
+            Self::Abort => f.write_str("it aborted, which ended the device's process"),
+        }
+    }
 }
 
 impl fmt::Display for LaunchError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::UnknownKernel => f.write_str("the device knows no kernel of this name"),
-            Self::BadRequest => f.write_str("too many arguments, or no such launch"),
+            Self::TooManyArgs { given, most } => {
+                write!(f, "{given} arguments are more than the {most} a kernel can have; pass the address of a buffer that holds them")
+            }
+            Self::BadRequest => f.write_str("no such launch, or no such context"),
             Self::Fault { va, error } => write!(f, "the kernel touched {va}: {error}"),
-            Self::Crashed(va) => write!(f, "the kernel crashed at address {va}"),
+            Self::Panicked(said) if said.is_empty() => f.write_str("the kernel panicked"),
+            Self::Panicked(said) => write!(f, "the kernel panicked: {said}"),
+            Self::Crashed(crash) => write!(f, "the kernel crashed: {crash}"),
             Self::Device(e) => e.fmt(f),
         }
     }

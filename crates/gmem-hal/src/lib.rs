@@ -38,7 +38,7 @@ mod region;
 mod upcalls;
 
 pub use addr::{ByteLen, PageSize, PageSizes, PhysAddr, PhysRange, VirtAddr, VirtRange};
-pub use compute::{Compute, LaunchError, LaunchRequest, Ticket};
+pub use compute::{Compute, Crash, LaunchError, LaunchRequest, Ticket};
 pub use device::{Capabilities, CopyEngine, Device, DeviceInfo, Frames, Mode, Modes};
 pub use error::{DeviceError, FaultError, HostError, OutOfMemory, PeerError};
 pub use host::{Host, HostWindow, Pages};

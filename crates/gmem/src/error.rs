@@ -2,7 +2,7 @@
 
 use crate::file::FileError;
 use gmem_core::{AttachError, DetachError, DeviceCallError, RangeError, SpaceError};
-use gmem_hal::{DeviceError, FaultError, LaunchError};
+use gmem_hal::{Crash, DeviceError, FaultError, LaunchError};
 use std::fmt;
 
 /// A call failed; nothing it began is left behind.
@@ -105,3 +105,4 @@ impl Error {
         )
     }
 }
+                | Self::Launch(LaunchError::Crashed(Crash::Abort))

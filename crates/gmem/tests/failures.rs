@@ -4,8 +4,8 @@ mod common;
 
 use common::*;
 use gmem::hal::{
-    self, Capabilities, Compute, CopyEngine, DeviceError, DeviceId, DeviceInfo, HnodeId, LaunchError, Mapping, Mmu, PhysRange, PmapId,
-    PmapRequest, Upcalls,
+    self, Capabilities, Compute, CopyEngine, Crash, DeviceError, DeviceId, DeviceInfo, HnodeId, LaunchError, Mapping, Mmu, PhysRange,
+    PmapId, PmapRequest, Upcalls,
 };
 use gmem::{Args, ByteLen, Delivery, Error, Gmem, Mode, Prot, VirtRange, accel};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -279,6 +279,26 @@ fn what_stays_uncertain_stays_quarantined_and_the_rest_works() {
         run(&context, &STRIDE, &[at(&region, 0), 80, PAGE, 4]).unwrap();
         assert_eq!(device.memory()[0].free, ByteLen(0), "four of eight pages are in use, four held back");
         (0..4).for_each(|page| assert_eq!(get(at(&region, page * PAGE)), 80 + page));
+        verify(&gmem);
+    });
+}
+
+#[test]
+fn a_kernel_that_aborts_costs_its_context_and_no_data() {
+    watched(|| {
+        let world = World::small();
+        let region = world.pages(2);
+        world.run(&STRIDE, &[at(&region, 0), 7, PAGE, 2]).unwrap();
+        let error = world.run(&ABORT, &[]).unwrap_err();
+        assert!(matches!(&error, Error::Launch(LaunchError::Crashed(Crash::Abort))), "{error:?}");
+        assert!(error.is_device_gone() && error.to_string().contains("aborted"), "{error}");
+        eventually("the context is fenced", || world.context.is_fenced());
+        assert_eq!((get(at(&region, 0)), get(at(&region, PAGE))), (7, 8));
+        let World { context, device, space, gmem, .. } = world;
+        context.detach().unwrap();
+        let context = space.attach(&device, Mode::CoherentExclusive).unwrap();
+        run(&context, &ADD, &[at(&region, 0), 1]).unwrap();
+        assert_eq!(get(at(&region, 0)), 8);
         verify(&gmem);
     });
 }

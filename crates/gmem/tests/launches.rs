@@ -3,8 +3,8 @@
 mod common;
 
 use common::*;
-use gmem::hal::{FaultError, LaunchError};
-use gmem::{Access, Args, Context, Error, Kernel, Mode, Prot, RangeError, Region, Residence, State, accel};
+use gmem::hal::{Crash, FaultError, LaunchError};
+use gmem::{Access, Args, Context, Error, Kernel, Mode, Prot, RangeError, Region, Residence, State, VirtAddr, accel};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
@@ -227,7 +227,10 @@ fn unknown_kernels_and_too_many_arguments_are_refused() {
             assert!(matches!(result, Err(Error::Launch(LaunchError::UnknownKernel))), "{result:?}");
             assert_eq!(held(&world, &region), []);
             let result = world.run(&NOTHING, &[0; accel::MAX_ARGS + 1]);
-            assert!(matches!(result, Err(Error::Launch(LaunchError::BadRequest))), "{result:?}");
+            let (given, most) = (accel::MAX_ARGS + 1, accel::MAX_ARGS);
+            assert!(matches!(&result, Err(Error::Launch(e)) if *e == LaunchError::TooManyArgs { given, most }), "{result:?}");
+            let said = result.unwrap_err().to_string();
+            assert!(said.contains("17 arguments") && said.contains("the 16 a kernel can have"), "{said}");
             world.run(&NOTHING, &[0; accel::MAX_ARGS]).unwrap();
         }
     });
@@ -244,8 +247,15 @@ fn a_replayable_launch_ends_with_the_address_it_may_not_touch() {
         let readable = at(&region, PAGE + 8);
         assert_eq!(fault(world.run(&STORE, &[readable, 1])), (readable, FaultError::Protection));
         world.run(&LOAD, &[readable]).unwrap();
-        assert!(matches!(world.run(&STORE, &[16, 1]), Err(Error::Launch(LaunchError::Crashed(_)))), "outside the address space");
-        assert!(matches!(world.run(&PANIC, &[]), Err(Error::Launch(LaunchError::Crashed(_)))));
+        let crashed = |result: Result<(), Error>| match result {
+            Err(Error::Launch(LaunchError::Crashed(crash))) => crash,
+            other => panic!("no crash: {other:?}"),
+        };
+        assert_eq!(crashed(world.run(&STORE, &[16, 1])), Crash::Access(VirtAddr::new(16)), "outside the address space");
+        assert_eq!(crashed(world.run(&STORE, &[1 << 63, 1])), Crash::NoAddress);
+        let panicked = world.run(&PANIC, &[]);
+        let said = |e: &LaunchError| *e == LaunchError::Panicked("a kernel panics, as the test wants".into());
+        assert!(matches!(&panicked, Err(Error::Launch(e)) if said(e)), "{panicked:?}");
         assert!(!world.context.is_fenced());
         world.run(&STORE, &[at(&region, 0), 3]).unwrap();
         assert_eq!((get(at(&region, 0)), get(readable)), (3, 0));

@@ -4,14 +4,14 @@ use super::{Device, device, ring, worker};
 use crate::shm::{fault, launch};
 use crate::wait::{Bell, Deadline, Patience, now_ns};
 use crate::{codec, faults};
-use gmem_hal::FaultError;
+use gmem_hal::{Crash, FaultError, VirtAddr};
 use libc::{c_int, c_void, siginfo_t};
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 /// Installs the handler for what a kernel can do wrong, and unblocks those signals. They run on the workers' alternate stacks.
 pub(super) fn install() -> bool {
-    [libc::SIGSEGV, libc::SIGBUS, libc::SIGILL, libc::SIGFPE].into_iter().all(|signal| {
+    [libc::SIGSEGV, libc::SIGBUS, libc::SIGILL, libc::SIGFPE, libc::SIGABRT].into_iter().all(|signal| {
         // SAFETY: the structure is plain data, zero is a valid value of every field, and the handler has the signature SA_SIGINFO asks for.
         unsafe {
             let mut action: libc::sigaction = std::mem::zeroed();
@@ -28,13 +28,18 @@ extern "C" fn handler(signal: c_int, info: *mut siginfo_t, context: *mut c_void)
     // SAFETY: the kernel passes a valid siginfo to a handler installed with SA_SIGINFO.
     let (code, address) = unsafe { ((*info).si_code, (*info).si_addr() as u64) };
     if code <= 0 {
-        return give_up(signal); // sent by somebody, not caused by the kernel's access
+        // Sent by somebody, not caused by an access. An abort is the kernel's own doing, but may come from inside the allocator, whose lock would stay
+        // taken: only the end of the process is safe.
+        if signal == libc::SIGABRT {
+            worker::last_words(device, me, Crash::Abort);
+        }
+        return give_up(signal);
     }
     let inside = (device.config.window_start..device.config.window_end).contains(&address);
     // SEGV_MAPERR or SEGV_ACCERR; BUS_ADRERR is an absent page (see `window`). Others are memory errors and addresses that are none.
     let absent = (signal == libc::SIGSEGV && (code == 1 || code == 2)) || (signal == libc::SIGBUS && code == libc::BUS_ADRERR);
     if !(inside && absent) {
-        worker::end(device, me, launch::CRASHED, if code == 0x80 { 0 } else { address }, 0);
+        worker::crash(device, me, crash(signal, code, absent, address));
     }
     if !worker::may_replay(device, me) {
         worker::end(device, me, launch::FAULT, address, codec::encode(Err(FaultError::NotMapped)));
@@ -47,9 +52,23 @@ extern "C" fn handler(signal: c_int, info: *mut siginfo_t, context: *mut c_void)
     }
 }
 
-/// This thread runs no kernel, so the fault is a defect of the device itself: let the default action end the process.
+/// What kind of crash a signal is that stands for no fault of a page. The address of a bad instruction is the instruction's own, so it is left out.
+fn crash(signal: c_int, code: c_int, absent: bool, address: u64) -> Crash {
+    /// The kernel's own: it does not know an address.
+    const SI_KERNEL: c_int = 0x80;
+    match signal {
+        libc::SIGILL => Crash::Instruction,
+        libc::SIGFPE => Crash::Arithmetic,
+        _ if code == SI_KERNEL => Crash::NoAddress,
+        libc::SIGBUS if !absent => Crash::Memory,
+        _ => Crash::Access(VirtAddr::new(address)),
+    }
+}
+
+/// Lets the default action end the process: the fault is a defect of the device itself, or the kernel aborts.
 fn give_up(signal: c_int) {
-    // SAFETY: restoring a default action is always valid; the faulting instruction runs again when we return, and ends the process.
+    // SAFETY: restoring a default action is always valid; the faulting instruction runs again when we return, and ends the process; `abort` raises
+    // its signal again.
     unsafe { libc::signal(signal, libc::SIG_DFL) };
 }
 

@@ -8,6 +8,8 @@ use super::Device;
 use crate::kernel::{Grid, KERNELS, MAX_ARGS};
 use crate::shm::{MAX_CORES, launch};
 use crate::wait::{Bell, Deadline, Patience};
+use crate::{codec, message};
+use gmem_hal::Crash;
 use libc::c_void;
 use std::cell::Cell;
 use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
@@ -148,33 +150,40 @@ extern "C" fn main(me: *mut c_void) -> *mut c_void {
         Bell(&device.crew.completed_bell).wait(&mut patience, Deadline::NEVER, || device.crew.completed.load(Ordering::Acquire) == next);
         Bell(device.shm.launch_bell()).wait(&mut patience, Deadline::NEVER, || device.shm.launch_head().load(Ordering::Acquire) != next);
         device.workers[me].launch.store(next, Ordering::Relaxed);
-        if !run_part(device, me, next) {
-            fail(device, next, launch::CRASHED, 0, 0);
+        if let Err(panic) = run_part(device, me, next) {
+            let said = message::of(panic);
+            fail(device, next, launch::PANICKED, || (message::write(&device.shm, next, &said), 0));
         }
         arrive(device, next);
         next = next.wrapping_add(1);
     }
 }
 
-/// Runs the kernel of launch `index` as worker `me`. False if it panicked or does not exist.
-fn run_part(device: &Device, me: usize, index: u32) -> bool {
+/// Runs the kernel of launch `index` as worker `me`. What it panicked with is the error.
+fn run_part(device: &Device, me: usize, index: u32) -> std::thread::Result<()> {
     let slot = device.shm.launch(index);
     let nargs = (slot.nargs.load(Ordering::Relaxed) as usize).min(MAX_ARGS);
     let args: [u64; MAX_ARGS] = std::array::from_fn(|i| device.shm.launch_arg(index, i).load(Ordering::Relaxed));
-    let Some(kernel) = KERNELS.get(slot.kernel.load(Ordering::Relaxed) as usize) else { return false };
+    let Some(kernel) = KERNELS.get(slot.kernel.load(Ordering::Relaxed) as usize) else { return Err(Box::new("no such kernel")) };
     let grid = Grid { worker: me, workers: device.crew.workers as usize };
     // SAFETY: whoever launched the kernel passed the arguments it was written for; that is the contract of `Kernel::run`.
-    std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| unsafe { (kernel.run)(grid, &args[..nargs]) })).is_ok()
+    std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| unsafe { (kernel.run)(grid, &args[..nargs]) }))
 }
 
-/// Records how launch `index` failed, unless another worker did already. Async-signal-safe.
-fn fail(device: &Device, index: u32, status: u32, va: u64, code: u64) {
+/// Records how launch `index` failed, unless another worker did already: `detail` gives the code and the address. Async-signal-safe if that is.
+fn fail(device: &Device, index: u32, status: u32, detail: impl FnOnce() -> (u64, u64)) {
     if device.crew.failed.swap(status, Ordering::AcqRel) == 0 {
         let slot = device.shm.launch(index);
+        let (code, va) = detail();
         slot.va.store(va, Ordering::Relaxed);
         slot.code.store(code, Ordering::Relaxed);
         slot.status.store(status, Ordering::Release);
     }
+}
+
+/// Worker `me` is about to end the whole process, by its kernel's wish: leaves word of it. Async-signal-safe.
+pub(super) fn last_words(device: &Device, me: usize, crash: Crash) {
+    fail(device, device.workers[me].launch.load(Ordering::Relaxed), launch::CRASHED, || codec::encode_crash(crash));
 }
 
 /// This worker's part of launch `index` is over; the last one ends the launch. Async-signal-safe.
@@ -193,11 +202,17 @@ fn arrive(device: &Device, index: u32) {
     Bell(&crew.completed_bell).ring();
 }
 
+/// Ends worker `me` inside its signal handler: its kernel crashed. Async-signal-safe.
+pub(super) fn crash(device: &Device, me: usize, crash: Crash) -> ! {
+    let (code, va) = codec::encode_crash(crash);
+    end(device, me, launch::CRASHED, va, code)
+}
+
 /// Ends worker `me` inside its signal handler: its launch failed. Async-signal-safe.
 pub(super) fn end(device: &Device, me: usize, status: u32, va: u64, code: u64) -> ! {
     let worker = &device.workers[me];
     let index = worker.launch.load(Ordering::Relaxed);
-    fail(device, index, status, va, code);
+    fail(device, index, status, || (code, va));
     // First the replacement, then the end of the launch: whoever waits for the launch may look for the new worker at once.
     worker.ended.store(1, Ordering::SeqCst);
     Bell(device.shm.command_bell()).ring();

@@ -123,10 +123,13 @@ fn a_bad_access_ends_the_launch_and_the_context_goes_on() {
         let error = pager.launch("store", &[unmapped, 1]).unwrap_err();
         assert_eq!(error, LaunchError::Fault { va: VirtAddr::new(unmapped), error: FaultError::NotMapped });
         // Outside the address space altogether, and not an address at all.
-        assert_eq!(pager.launch("load", &[0x1000]).unwrap_err(), LaunchError::Crashed(VirtAddr::new(0x1000)));
-        assert_eq!(pager.launch("load", &[0x8000_0000_0000_0000]).unwrap_err(), LaunchError::Crashed(VirtAddr::new(0)));
-        assert!(matches!(pager.launch("divide", &[0]).unwrap_err(), LaunchError::Crashed(_)));
-        assert_eq!(pager.launch("panic", &[]).unwrap_err(), LaunchError::Crashed(VirtAddr::new(0)));
+        assert_eq!(pager.launch("load", &[0x1000]).unwrap_err(), LaunchError::Crashed(Crash::Access(VirtAddr::new(0x1000))));
+        assert_eq!(pager.launch("load", &[0x8000_0000_0000_0000]).unwrap_err(), LaunchError::Crashed(Crash::NoAddress));
+        assert_eq!(pager.launch("undefined", &[]).unwrap_err(), LaunchError::Crashed(Crash::Instruction));
+        #[cfg(target_arch = "x86_64")]
+        assert_eq!(pager.launch("divide", &[0]).unwrap_err(), LaunchError::Crashed(Crash::Arithmetic));
+        assert_eq!(pager.launch("panic", &[7]).unwrap_err(), LaunchError::Panicked("a kernel panics, as the test wants: 7".into()));
+        assert_eq!(pager.launch("panic-with", &[]).unwrap_err(), LaunchError::Panicked(String::new()));
         pager.launch("increment", &[pager.start(), 5]).unwrap();
     }
     pager.bring_home();
@@ -173,7 +176,7 @@ fn requests_that_make_no_sense_are_refused() {
     let pager = Pager::new(small(), PAGE, 4, |_| {});
     let bad = |r: Result<(), DeviceError>| assert_eq!(r, Err(DeviceError::BadRequest));
     assert_eq!(pager.launch("no such kernel", &[]), Err(LaunchError::UnknownKernel));
-    assert_eq!(pager.launch("nothing", &[0; 17]), Err(LaunchError::BadRequest));
+    assert_eq!(pager.launch("nothing", &[0; 17]), Err(LaunchError::TooManyArgs { given: 17, most: 16 }));
     pager.launch("nothing", &[0; 16]).unwrap();
     assert_eq!(pager.device.compute().unwrap().wait(Ticket(77)), Err(LaunchError::BadRequest));
     bad(pager.enter(0, 8 * PAGE, Prot::RW));

@@ -65,10 +65,11 @@ fn what_goes_wrong_is_said() {
     let _dog = watchdog("integrated errors");
     let device = started(2);
     assert_eq!(launch(&device, "no such kernel", &[]), Err(LaunchError::UnknownKernel));
-    assert_eq!(launch(&device, "nothing", &[0; 17]), Err(LaunchError::BadRequest));
-    assert_eq!(launch(&device, "panic", &[]), Err(LaunchError::Crashed(VirtAddr::new(0))));
+    assert_eq!(launch(&device, "nothing", &[0; 17]), Err(LaunchError::TooManyArgs { given: 17, most: 16 }));
+    assert_eq!(launch(&device, "panic", &[7]), Err(LaunchError::Panicked("a kernel panics, as the test wants: 7".into())));
+    assert_eq!(launch(&device, "panic-with", &[]), Err(LaunchError::Panicked(String::new())));
     launch(&device, "nothing", &[]).unwrap();
-    assert_eq!(device.compute().unwrap().wait(Ticket(1)), Err(LaunchError::BadRequest), "a ticket is good once");
+    assert_eq!(device.compute().unwrap().wait(Ticket(2)), Err(LaunchError::BadRequest), "a ticket is good once");
     let range = VirtRange::from_len(VirtAddr::new(START), ByteLen(PAGE)).unwrap();
     let request = PmapRequest { space: SpaceId(0), range, mode: Mode::Share, host: None };
     assert_eq!(device.mmu().pmap_create(&request), Err(DeviceError::Unsupported));

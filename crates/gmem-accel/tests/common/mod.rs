@@ -325,14 +325,39 @@ kernel!(TOUCH = "touch", |grid, args| {
     }
 });
 
-kernel!(PANIC = "panic", |grid, _| {
+kernel!(PANIC = "panic", |grid, args| {
     if grid.worker == 0 {
-        panic!("a kernel panics, as the test wants");
+        panic!("a kernel panics, as the test wants: {}", args[0]);
     }
 });
 
-kernel!(DIVIDE = "divide", |grid, args| {
-    if grid.worker == 0 && args[0] == 0 {
+// Panics with what is no text, and panics again when that is dropped.
+kernel!(PANIC_WITH = "panic-with", |grid, _| {
+    struct Bomb;
+    impl Drop for Bomb {
+        fn drop(&mut self) {
+            panic!("dropped");
+        }
+    }
+    if grid.worker == 0 {
+        std::panic::panic_any(Bomb);
+    }
+});
+
+kernel!(ABORT = "abort", |grid, _| {
+    if grid.worker == 0 {
+        std::process::abort();
+    }
+});
+
+#[cfg(target_arch = "x86_64")]
+kernel!(DIVIDE = "divide", |_, args| {
+    // Not by `/`, which checks and panics.
+    core::arch::asm!("div {0}", in(reg) args[0], inout("rax") 1u64 => _, inout("rdx") 0u64 => _);
+});
+
+kernel!(UNDEFINED = "undefined", |grid, _| {
+    if grid.worker == 0 {
         #[cfg(target_arch = "x86_64")]
         core::arch::asm!("ud2");
         #[cfg(not(target_arch = "x86_64"))]

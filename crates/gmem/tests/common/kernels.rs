@@ -133,3 +133,9 @@ gmem::kernel!(pub(crate) PANIC = "panic", |grid, _| {
         panic!("a kernel panics, as the test wants");
     }
 });
+
+gmem::kernel!(pub(crate) ABORT = "abort", |grid, _| {
+    if grid.worker == 0 {
+        std::process::abort();
+    }
+});

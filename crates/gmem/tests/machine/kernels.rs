@@ -47,7 +47,7 @@ gmem::kernel! {
 }
 
 gmem::kernel! {
-    /// Crashes unless the bytes from `va`, so many, have this hash.
+    /// Panics unless the bytes from `va`, so many, have this hash.
     pub(crate) CHECK = "random-check", |grid, args| {
         let bytes = (0..args[1] as usize).map(|i| at::<u8>(args[0] as usize + i).read_volatile());
         let hash = bytes.fold(0xcbf2_9ce4_8422_2325u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));

@@ -241,7 +241,7 @@ impl Machine {
             // SAFETY: the kernel reads only the bytes of the spot, which nobody borrows.
             return match unsafe { context.run(&CHECK, args.number(hash(&self.expected))) } {
                 Ok(()) => Outcome::Loaded(self.expected.clone()),
-                Err(gmem::Error::Launch(gmem::hal::LaunchError::Crashed(_))) => {
+                Err(gmem::Error::Launch(gmem::hal::LaunchError::Panicked(_))) => {
                     Outcome::Loaded(self.expected.iter().map(|byte| !byte).collect())
                 }
                 Err(error) => refused(&error),
