@@ -2,7 +2,7 @@
 
 use crate::file::FileError;
 use gmem_core::{AttachError, DetachError, DeviceCallError, RangeError, SpaceError};
-use gmem_hal::{Crash, DeviceError, FaultError, LaunchError};
+use gmem_hal::{ByteLen, Crash, DeviceError, FaultError, LaunchError, VirtAddr};
 use std::fmt;
 
 /// A call failed; nothing it began is left behind.
@@ -19,6 +19,15 @@ pub enum Error {
     Device(DeviceCallError),
     /// Making an address space.
     Space(SpaceError),
+    /// Making an address space: no place was named, and none is left that is long enough, or the process may have no more addresses (`ulimit -v`).
+    NoPlace {
+        /// How many addresses were asked for.
+        len: ByteLen,
+        /// Where places begin.
+        first: VirtAddr,
+        /// Where they end.
+        last: VirtAddr,
+    },
     /// Attaching a device.
     Attach(AttachError),
     /// Detaching a device.
@@ -51,6 +60,11 @@ impl fmt::Display for Error {
             Self::Build(e) => e.fmt(f),
             Self::Device(e) => e.fmt(f),
             Self::Space(e) => write!(f, "no address space: {e}"),
+            Self::NoPlace { len, first, last } => write!(
+                f,
+                "no address space: no place is left for {len} of addresses between {first} and {last}, or the process may have no more of them \
+                 (ulimit -v); drop an address space, ask for fewer addresses (SpaceBuilder::len), or say where (SpaceBuilder::at)"
+            ),
             Self::Attach(e) => write!(f, "not attached: {e}"),
             Self::Detach(e) => write!(f, "not detached: {e}"),
             Self::Range(e) => e.fmt(f),
@@ -101,8 +115,8 @@ impl Error {
             self,
             Self::Fenced
                 | Self::Launch(LaunchError::Device(DeviceError::Dead | DeviceError::NoAnswer))
+                | Self::Launch(LaunchError::Crashed(Crash::Abort))
                 | Self::Launch(LaunchError::Fault { error: FaultError::Fenced, .. })
         )
     }
 }
-                | Self::Launch(LaunchError::Crashed(Crash::Abort))

@@ -18,6 +18,9 @@ const FIRST_PLACE: u64 = 0x1000_0000_0000;
 const LAST_PLACE: u64 = 0x4000_0000_0000;
 const DEFAULT_LEN: u64 = 1 << 40;
 
+/// How far to go on at least when something of the program's lies at a place, in bytes: what lies there may be large, and asking costs a system call.
+const STRIDE: u64 = 1 << 30;
+
 /// One virtual address space that the CPU and the attached devices share.
 ///
 /// Clones name the same address space. It is destroyed when the last clone, context and buffer of it is gone.
@@ -72,30 +75,40 @@ impl SpaceBuilder {
     /// Makes it.
     ///
     /// # Errors
-    /// [`Error::Space`] if the addresses are taken, [`Error::Length`] if there are none.
+    /// [`Error::Space`] if the addresses are taken, [`Error::NoPlace`] if none were named and no place is free for so many, [`Error::Length`] if there are none.
     pub fn create(self) -> Result<AddressSpace, Error> {
         let runtime = self.gmem.runtime.clone();
-        let place = |start: u64| VirtRange::from_len(VirtAddr::new(start), ByteLen(self.len)).ok_or(Error::Length);
         let (id, range) = match self.at {
             Some(at) => {
-                let range = place(at.get())?;
+                let range = VirtRange::from_len(at, ByteLen(self.len)).ok_or(Error::Length)?;
                 (runtime.call(|core| core.space_create(range, self.cpu_visible))?, range)
             }
-            None => {
-                let mut start = FIRST_PLACE;
-                loop {
-                    let range = place(start)?;
-                    match runtime.call(|core| core.space_create(range, self.cpu_visible)) {
-                        Ok(id) => break (id, range),
-                        Err(SpaceError::Clash(_) | SpaceError::Host(HostError::AddressInUse)) if range.end().get() < LAST_PLACE => {
-                            start = range.end().align_up(PageSize::Size2M).ok_or(Error::Length)?.get();
-                        }
-                        Err(e) => return Err(e.into()),
-                    }
-                }
-            }
+            None => self.find_place(&runtime)?,
         };
         Ok(AddressSpace { inner: Arc::new(Inner { runtime, id, range, cpu_visible: self.cpu_visible }) })
+    }
+
+    /// Makes it at the first place that is free.
+    fn find_place(&self, runtime: &Runtime) -> Result<(SpaceId, VirtRange), Error> {
+        let mut start = VirtAddr::new(FIRST_PLACE);
+        loop {
+            if self.len == 0 {
+                return Err(Error::Length);
+            }
+            let (len, first, last) = (ByteLen(self.len), VirtAddr::new(FIRST_PLACE), VirtAddr::new(LAST_PLACE));
+            let none = Error::NoPlace { len, first, last };
+            let Some(place) = VirtRange::from_len(start, len).filter(|place| place.end() <= last) else { return Err(none) };
+            let next = match runtime.call(|core| core.space_create(place, self.cpu_visible)) {
+                Ok(id) => return Ok((id, place)),
+                // An address space that is being destroyed may be gone already.
+                Err(SpaceError::Clash(other)) => runtime.call(|core| core.space_range(other)).map_or(place.end(), VirtRange::end),
+                Err(SpaceError::Host(HostError::AddressInUse)) => VirtAddr::new(start.get() + self.len.max(STRIDE)),
+                // Addresses cost no memory: what ran out is the addresses of the process, of which gmem takes as many again elsewhere.
+                Err(SpaceError::Host(HostError::NoMemory)) => return Err(none),
+                Err(e) => return Err(e.into()),
+            };
+            start = next.align_up(PageSize::Size2M).ok_or(Error::Length)?;
+        }
     }
 }
 

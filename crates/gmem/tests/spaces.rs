@@ -68,6 +68,44 @@ fn address_spaces_that_clash_are_refused() {
     });
 }
 
+/// The length that was asked for, and the ends of the places.
+fn no_place(result: Result<gmem::AddressSpace, Error>) -> (u64, VirtAddr, VirtAddr) {
+    match result {
+        Err(Error::NoPlace { len, first, last }) => (len.get(), first, last),
+        other => panic!("there was a place: {other:?}"),
+    }
+}
+
+#[test]
+fn when_every_place_is_taken_the_error_says_so_and_what_would_work() {
+    alone("when_every_place_is_taken_the_error_says_so_and_what_would_work", || {
+        let (gmem, other) = (Gmem::new().unwrap(), Gmem::new().unwrap());
+        let (len, first, last) = no_place(gmem.address_space().len(1 << 60).create());
+        assert_eq!(len, 1 << 60);
+        assert_eq!(no_place(gmem.address_space().len(last.get() - first.get()).create()).1, first, "gmem takes as many again elsewhere");
+        let mut taken = Vec::new();
+        let refused = loop {
+            match gmem.address_space().create() {
+                Ok(space) => taken.push(space),
+                Err(e) => break Err(e),
+            }
+            assert!(taken.len() < 100);
+        };
+        // To one gmem the others are address spaces of its own, to the other something of the program's.
+        for refused in [refused, other.address_space().create()] {
+            let said = refused.as_ref().unwrap_err().to_string();
+            assert_eq!(no_place(refused), (1 << 40, first, last));
+            for word in ["1 TiB", &first.to_string(), &last.to_string(), "SpaceBuilder::len", "SpaceBuilder::at"] {
+                assert!(said.contains(word), "`{word}` is not in: {said}");
+            }
+        }
+        let shorter = [&gmem, &other].map(|gmem| gmem.address_space().len(PAGE).create().unwrap());
+        assert!(shorter.iter().all(|s| s.range().start() > first && s.range().end() <= last));
+        taken.remove(0);
+        assert_eq!(gmem.address_space().create().unwrap().range().start(), first);
+    });
+}
+
 #[test]
 fn address_spaces_of_devices_alone_may_overlap() {
     watched(|| {
