@@ -22,10 +22,9 @@ impl<'a> Args<'a> {
         Self::default()
     }
 
-    /// A number.
-    pub fn number(mut self, number: impl TryInto<u64>) -> Self {
-        // Only a number that does not fit 64 bits unsigned fails, and that is a mistake in the program.
-        self.words.push(number.try_into().unwrap_or_else(|_| panic!("an argument of a launch is an unsigned 64-bit number")));
+    /// A number, as [`Number`] says: of any integer type, `bool`, or floating-point.
+    pub fn number(mut self, number: impl Number) -> Self {
+        self.words.push(number.word());
         self
     }
 
@@ -86,6 +85,54 @@ impl<'a> Args<'a> {
     }
 }
 
+mod sealed {
+    pub trait Sealed {}
+}
+
+/// What [`Args::number`] takes: every integer type up to 64 bits, `bool` and the two floating-point types.
+///
+/// The kernel gets a `u64` and casts it back:
+///
+/// | passed | the kernel's `u64` | cast back |
+/// |---|---|---|
+/// | `u8` to `u64`, `usize` | the number | `args[0] as u32` |
+/// | `i8` to `i64`, `isize` | two's complement, with the sign in all upper bits | `args[0] as i32` |
+/// | `bool` | 0 or 1 | `args[0] != 0` |
+/// | `f32` | its bits, in the lower half | `f32::from_bits(args[0] as u32)` |
+/// | `f64` | its bits | `f64::from_bits(args[0])` |
+///
+/// A number of 128 bits is refused by the compiler; pass it as two, or in a buffer.
+///
+/// ```compile_fail
+/// let args = gmem::Args::new().number(1u128);
+/// ```
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is no argument of a launch",
+    note = "integers up to 64 bits, `bool`, `f32` and `f64` are"
+)]
+pub trait Number: sealed::Sealed + Copy {
+    /// The number as the kernel gets it.
+    fn word(self) -> u64;
+}
+
+macro_rules! numbers {
+    ($number:ident => $word:expr; $($type:ty)+) => {$(
+        impl sealed::Sealed for $type {}
+        impl Number for $type {
+            fn word(self) -> u64 {
+                let $number = self;
+                $word
+            }
+        }
+    )+};
+}
+
+// A cast from a signed type extends the sign; no machine that gmem runs on has addresses of more than 64 bits.
+numbers!(n => n as u64; bool u8 u16 u32 usize i8 i16 i32 i64 isize);
+numbers!(n => n; u64);
+numbers!(n => u64::from(n.to_bits()); f32);
+numbers!(n => n.to_bits(); f64);
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -104,5 +151,28 @@ mod tests {
     #[test]
     fn an_empty_slice_touches_nothing() {
         assert!(Args::new().read::<u8>(&[]).touched().is_empty());
+    }
+
+    #[test]
+    fn every_number_comes_back_from_its_word() {
+        let word = |args: Args<'_>| args.words()[0];
+        for n in [i64::MIN, -1, 0, 1, i64::MAX] {
+            assert_eq!(word(Args::new().number(n)) as i64, n);
+            assert_eq!(word(Args::new().number(n as isize)) as isize, n as isize);
+        }
+        for n in [i8::MIN, -1, 0, i8::MAX] {
+            assert_eq!(word(Args::new().number(n)) as i64, i64::from(n), "the sign reaches all bits");
+            assert_eq!(word(Args::new().number(i16::from(n) * 200)) as i16, i16::from(n) * 200);
+            assert_eq!(word(Args::new().number(i32::from(n) << 24)) as i64, i64::from(n) << 24);
+        }
+        assert_eq!(word(Args::new().number(-1)), u64::MAX);
+        assert_eq!(Args::new().number(u8::MAX).number(u16::MAX).number(u32::MAX).words(), [0xff, 0xffff, 0xffff_ffff]);
+        assert_eq!(Args::new().number(u64::MAX).number(usize::MAX).words(), [u64::MAX; 2]);
+        assert_eq!(Args::new().number(false).number(true).words(), [0, 1]);
+        for x in [-0.0, 1.5, f64::INFINITY, f64::NAN, f64::MIN_POSITIVE] {
+            assert_eq!(f64::from_bits(word(Args::new().number(x))).to_bits(), x.to_bits());
+            let x = x as f32;
+            assert_eq!(word(Args::new().number(x)), u64::from(x.to_bits()));
+        }
     }
 }

@@ -44,7 +44,7 @@ mod runtime;
 mod space;
 mod unified;
 
-pub use args::Args;
+pub use args::{Args, Number};
 pub use context::{Context, Launch, Scope};
 pub use device::Device;
 pub use error::Error;
