@@ -1,8 +1,9 @@
 //! How a discrete accelerator is described before it exists.
 
+use crate::capacity::machine_memory;
 use crate::discrete::Discrete;
 use crate::shm::MAX_CORES;
-use gmem_hal::{Modes, PageSizes, VirtRange};
+use gmem_hal::{ByteLen, Modes, PageSizes, VirtRange};
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,6 +13,13 @@ use std::time::Duration;
 pub enum BuildError {
     /// The memory is not a positive multiple of 4 KiB.
     Memory,
+    /// More memory than this machine has, or its control group allows ([`machine_memory`]): the device would end in the system's out-of-memory killer.
+    MoreThanMachine {
+        /// What was asked for.
+        asked: ByteLen,
+        /// What there is.
+        has: ByteLen,
+    },
     /// Not between 1 and 64 cores.
     Cores,
     /// No page size that gmem has.
@@ -24,13 +32,16 @@ pub enum BuildError {
 
 impl fmt::Display for BuildError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Memory => "the device's memory must be a positive multiple of 4 KiB",
-            Self::Cores => "a device has between 1 and 64 cores",
-            Self::PageSizes => "a device needs at least one page size that gmem has",
-            Self::Modes => "a device with a page table of its own is EXCLUSIVE or REPLICATE, not SHARE",
-            Self::TimeLimit => "the time limit must not be zero",
-        })
+        match self {
+            Self::Memory => f.write_str("the device's memory must be a positive multiple of 4 KiB"),
+            Self::MoreThanMachine { asked, has } => {
+                write!(f, "a device with {asked} of memory cannot be: this machine has {has} in all, or its control group allows no more")
+            }
+            Self::Cores => f.write_str("a device has between 1 and 64 cores"),
+            Self::PageSizes => f.write_str("a device needs at least one page size that gmem has"),
+            Self::Modes => f.write_str("a device with a page table of its own is EXCLUSIVE or REPLICATE, not SHARE"),
+            Self::TimeLimit => f.write_str("the time limit must not be zero"),
+        }
     }
 }
 
@@ -73,7 +84,7 @@ impl Builder {
         self
     }
 
-    /// Bytes of device memory: a multiple of 4 KiB, 64 MiB by default.
+    /// Bytes of device memory: a multiple of 4 KiB, 64 MiB by default, and not more than [`machine_memory`]. All of it is taken when the device starts.
     pub fn memory(mut self, bytes: u64) -> Self {
         self.memory = bytes;
         self
@@ -129,10 +140,17 @@ impl Builder {
         self
     }
 
-    /// Makes the device. It takes its memory when the core starts it.
+    /// Makes the device. It takes its memory when the core starts it. Reads `/proc` and `/sys`.
+    ///
+    /// # Errors
+    /// What cannot be, or not on this machine.
     pub fn build(self) -> Result<Arc<Discrete>, BuildError> {
         if self.memory == 0 || !self.memory.is_multiple_of(4096) {
             return Err(BuildError::Memory);
+        }
+        let (asked, has) = (ByteLen(self.memory), machine_memory());
+        if asked > has {
+            return Err(BuildError::MoreThanMachine { asked, has });
         }
         if !(1..=MAX_CORES).contains(&self.cores) {
             return Err(BuildError::Cores);

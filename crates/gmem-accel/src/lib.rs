@@ -15,6 +15,7 @@
 //! A device process is this very executable, started again with `GMEM_ACCEL_DEVICE` in its environment; it becomes a device before `main`.
 
 mod builder;
+mod capacity;
 mod codec;
 mod compute;
 mod context;
@@ -30,8 +31,8 @@ mod keeper;
 mod kernel;
 mod launches;
 mod machine;
-mod mmu;
 mod message;
+mod mmu;
 mod pagemap;
 mod peer;
 mod shm;
@@ -40,6 +41,7 @@ mod table;
 mod wait;
 
 pub use builder::{BuildError, Builder};
+pub use capacity::machine_memory;
 pub use discrete::Discrete;
 pub use integrated::{Integrated, IntegratedBuilder};
 pub use kernel::{Grid, KERNELS, Kernel, MAX_ARGS};

@@ -307,6 +307,10 @@ fn what_cannot_be_built_is_refused() {
     let refused = |b: gmem_accel::Builder| b.build().err();
     assert_eq!(refused(small().memory(0)), Some(BuildError::Memory));
     assert_eq!(refused(small().memory(4097)), Some(BuildError::Memory));
+    let has = gmem_accel::machine_memory();
+    let asked = ByteLen(has.get().next_multiple_of(4096) + 4096);
+    assert_eq!(refused(small().memory(asked.get())), Some(BuildError::MoreThanMachine { asked, has }));
+    small().memory(has.get() / 4096 * 4096).build().expect("all that the machine has: nothing is taken before the start");
     assert_eq!(refused(small().cores(0)), Some(BuildError::Cores));
     assert_eq!(refused(small().cores(65)), Some(BuildError::Cores));
     assert_eq!(refused(small().modes(Modes::all())), Some(BuildError::Modes));
