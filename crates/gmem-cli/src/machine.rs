@@ -20,11 +20,10 @@ impl Machine {
     /// Asks the system.
     pub(crate) fn inspect() -> Result<Self, Failure> {
         let text = std::fs::read_to_string("/proc/meminfo").map_err(|e| Failure::while_doing("/proc/meminfo", e))?;
-        let field = |name| meminfo(&text, name).ok_or_else(|| Failure::Failed(format!("/proc/meminfo has no {name}")));
-        let (total, available) = (field("MemTotal")?, field("MemAvailable")?);
-        let limit = cgroup_limit().unwrap_or(u64::MAX);
+        let available = meminfo(&text, "MemAvailable").ok_or_else(|| Failure::Failed("/proc/meminfo has no MemAvailable".to_owned()))?;
+        let total = gmem::accel::machine_memory().get();
         let cpus = std::thread::available_parallelism().map_or(1, usize::from);
-        Ok(Self { total: total.min(limit), available: available.min(limit), cpus, probe: gmem::probe() })
+        Ok(Self { total, available: available.min(total), cpus, probe: gmem::probe() })
     }
 
     /// Why regions of this kind cannot be had here, if so.
@@ -69,14 +68,6 @@ fn meminfo(text: &str, name: &str) -> Option<u64> {
     let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
     let kib: u64 = value.trim().strip_suffix("kB")?.trim().parse().ok()?;
     kib.checked_mul(1024)
-}
-
-/// The memory limit of this process's control group (version 2), if it has one.
-fn cgroup_limit() -> Option<u64> {
-    let own = std::fs::read_to_string("/proc/self/cgroup").ok()?;
-    let path = own.lines().find_map(|line| line.strip_prefix("0::"))?;
-    let text = std::fs::read_to_string(format!("/sys/fs/cgroup{path}/memory.max")).ok()?;
-    text.trim().parse().ok()
 }
 
 #[cfg(test)]

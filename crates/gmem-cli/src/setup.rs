@@ -4,6 +4,7 @@ use crate::args::{BackingArg, Common, DeliveryArg, DeviceKind, ModeArg};
 use crate::failure::Failure;
 use crate::machine::Machine;
 use crate::output;
+use gmem::accel::BuildError;
 use gmem::{Backing, ByteLen, Delivery, Mode, PageSize};
 
 /// A device, an address space and regions, as a workload gets them. Every combination here is a sensible one.
@@ -254,7 +255,8 @@ fn device_memory(device: DeviceKind, asked: Option<u64>, default: u64, page: Pag
         return refuse(format!("not a multiple of the page size {page}; {} would be", multiple(bytes)));
     }
     if bytes > machine.total {
-        return refuse(format!("this machine has {} in all; use at most {}", ByteLen(machine.total), multiple(machine.total)));
+        let refused = BuildError::MoreThanMachine { asked: ByteLen(bytes), has: ByteLen(machine.total) };
+        return refuse(format!("{refused}; use at most {}", multiple(machine.total)));
     }
     if device == DeviceKind::Integrated {
         if asked.is_some() {
