@@ -1,7 +1,9 @@
 //! How a command ends when it does not succeed.
 
+use crate::output;
 use gmem::Error;
 use gmem::hal::HostError;
+use serde::Serialize;
 use std::fmt;
 use std::process::ExitCode;
 
@@ -12,17 +14,47 @@ pub(crate) enum Failure {
     Usage(String),
     /// The command line was fine and the work failed: status 1.
     Failed(String),
-    /// Whoever reads our output went away. Not worth a message, and nobody is left to read one.
+    /// The work was done and its result printed, which says itself that not all is well: status 1.
+    Printed(String),
+    /// Whoever reads our output went away, so that the result was not written: status 1. Not worth a message, and nobody is left to read one.
     OutputClosed,
 }
 
+/// A failure as JSON. The names of the fields are the interface of `--json`.
+#[derive(Serialize)]
+struct Object<'a> {
+    error: &'a str,
+    exit_status: u8,
+}
+
 impl Failure {
-    /// The exit status.
-    pub(crate) fn status(&self) -> ExitCode {
+    /// Says what happened on standard error and, with `json`, on standard output. Returns the exit status.
+    pub(crate) fn report(&self, json: bool) -> ExitCode {
         match self {
-            Self::Usage(_) => ExitCode::from(2),
-            Self::Failed(_) => ExitCode::from(1),
-            Self::OutputClosed => ExitCode::SUCCESS,
+            Self::Usage(message) | Self::Failed(message) => {
+                output::note(message);
+                self.print(message, json);
+            }
+            // One object is what was promised, and it is there.
+            Self::Printed(message) => output::note(message),
+            Self::OutputClosed => {}
+        }
+        ExitCode::from(self.status())
+    }
+
+    /// Says what happened on standard output, with `json`: for those who read nothing else.
+    pub(crate) fn print(&self, message: &str, json: bool) {
+        if json {
+            // Standard error has said it already.
+            let _ = output::json(&Object { error: message, exit_status: self.status() });
+        }
+    }
+
+    /// The exit status.
+    pub(crate) fn status(&self) -> u8 {
+        match self {
+            Self::Usage(_) => 2,
+            Self::Failed(_) | Self::Printed(_) | Self::OutputClosed => 1,
         }
     }
 
@@ -31,6 +63,7 @@ impl Failure {
         match self {
             Self::Usage(message) => Self::Usage(format!("{what}: {message}")),
             Self::Failed(message) => Self::Failed(format!("{what}: {message}")),
+            Self::Printed(message) => Self::Printed(format!("{what}: {message}")),
             Self::OutputClosed => Self::OutputClosed,
         }
     }
@@ -44,7 +77,7 @@ impl Failure {
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Usage(message) | Self::Failed(message) => f.write_str(message),
+            Self::Usage(message) | Self::Failed(message) | Self::Printed(message) => f.write_str(message),
             Self::OutputClosed => f.write_str("the output was closed"),
         }
     }

@@ -36,28 +36,36 @@ fn main() -> ExitCode {
         Command::Conformance(args) => conformance::conformance(args),
         Command::BenchOther => bench::other_process(),
     };
-    match result {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(Failure::OutputClosed) => Failure::OutputClosed.status(),
-        Err(failure) => {
-            output::note(&failure.to_string());
-            failure.status()
-        }
-    }
+    result.map_or_else(|failure| failure.report(wants_json()), |()| ExitCode::SUCCESS)
+}
+
+/// Whether `--json` is among the arguments, also when they cannot be understood otherwise.
+fn wants_json() -> bool {
+    std::env::args_os().skip(1).take_while(|arg| arg != "--").any(|arg| arg == "--json")
 }
 
 /// Prints what the parser of the command line has to say; for an unknown workload, which workloads there are.
 fn refuse(error: &clap::Error) -> ExitCode {
+    if !error.use_stderr() {
+        // Help and the version are results like any other.
+        return output::help(error).map_or_else(|failure| failure.report(false), |()| ExitCode::SUCCESS);
+    }
     let unknown = match error.get(ContextKind::InvalidSubcommand) {
         Some(ContextValue::String(name)) if error.kind() == ErrorKind::InvalidSubcommand => Some(name),
         _ => None,
     };
     match unknown {
         Some(name) if std::env::args_os().nth(1).is_some_and(|first| first == "run") => {
-            output::note(&format!("there is no workload `{name}`; there are: {}", WORKLOADS.join(", ")));
+            Failure::Usage(format!("there is no workload `{name}`; there are: {}", WORKLOADS.join(", "))).report(wants_json())
         }
-        // A closed output is no reason to panic: nobody reads it any more.
-        _ => drop(error.print()),
+        _ => {
+            // The parser knows colours. A closed standard error is nobody's loss.
+            drop(error.print());
+            let text = error.render().to_string();
+            let message = text.trim().strip_prefix("error: ").unwrap_or(text.trim());
+            let failure = Failure::Usage(message.to_owned());
+            failure.print(message, wants_json());
+            ExitCode::from(failure.status())
+        }
     }
-    ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2))
 }

@@ -1,22 +1,67 @@
-//! Writing results. A reader that goes away (`gmem run ... | head -1`) must end the command, not make it panic as `println!` would.
+//! Writing results. A result that nobody can get is a failure, never a success and never a panic.
 
 use crate::failure::Failure;
-use std::io::{self, Write};
+use rustix::io::Errno;
+use std::io::{self, IsTerminal, Write};
+use std::os::fd::AsFd;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// Whether standard output was closed when the process began.
+static CLOSED: AtomicBool = AtomicBool::new(false);
+
+/// Called by the C runtime before that of Rust, which opens `/dev/null` in the place of a standard descriptor that is closed: results would vanish there.
+#[used]
+#[unsafe(link_section = ".init_array")]
+static LOOK: extern "C" fn() = look;
+
+extern "C" fn look() {
+    // SAFETY: asking for the flags of a descriptor touches no memory.
+    CLOSED.store(unsafe { libc::fcntl(libc::STDOUT_FILENO, libc::F_GETFD) } < 0, Ordering::Relaxed);
+}
 
 /// Writes `text` and a newline to standard output.
 pub(crate) fn line(text: &str) -> Result<(), Failure> {
-    let mut out = io::stdout().lock();
-    let written = out.write_all(text.as_bytes()).and_then(|()| out.write_all(b"\n")).and_then(|()| out.flush());
-    written.map_err(|e| match e.kind() {
-        io::ErrorKind::BrokenPipe => Failure::OutputClosed,
-        _ => Failure::while_doing("writing to standard output", e),
-    })
+    let failed = |e| match e {
+        Errno::PIPE => Failure::OutputClosed,
+        // Not open, or for reading only.
+        Errno::BADF => Failure::Failed("there is no standard output to write the result to".to_owned()),
+        e => Failure::while_doing("writing to standard output", e),
+    };
+    if CLOSED.load(Ordering::Relaxed) {
+        return Err(failed(Errno::BADF));
+    }
+    // Not by `Stdout`, for which a descriptor that cannot be written to is as good as any other.
+    let out = io::stdout().lock();
+    let text = format!("{text}\n");
+    let mut rest = text.as_bytes();
+    while !rest.is_empty() {
+        match rustix::io::write(out.as_fd(), rest) {
+            Ok(written) => rest = &rest[written..],
+            Err(Errno::INTR) => {}
+            Err(e) => return Err(failed(e)),
+        }
+    }
+    Ok(())
+}
+
+/// Prints what the parser of the command line says when it was asked for help.
+pub(crate) fn help(text: &clap::Error) -> Result<(), Failure> {
+    if io::stdout().is_terminal() {
+        // In colours, where they are welcome.
+        return text.print().map_err(|e| Failure::while_doing("writing to standard output", e));
+    }
+    line(text.render().to_string().trim_end())
 }
 
 /// Writes `object` as one line of JSON.
 pub(crate) fn json(object: &impl serde::Serialize) -> Result<(), Failure> {
     let text = serde_json::to_string(object).map_err(|e| Failure::while_doing("writing the result as JSON", e))?;
     line(&text)
+}
+
+/// `text` without what a terminal would obey: names of files may hold anything.
+pub(crate) fn visible(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c }).collect()
 }
 
 /// Writes a remark to standard error, a line or several. A closed standard error is nobody's loss.

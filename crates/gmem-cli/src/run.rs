@@ -23,11 +23,19 @@ pub(crate) fn run(args: &RunArgs) -> Result<(), Failure> {
     let printed = if args.common.json { output::json(&report) } else { output::line(&report.table()) };
     if !report.verified {
         let why = report.mismatch.as_deref().unwrap_or("the result is wrong");
-        return Err(Failure::Failed(format!("{} is not verified: {why}", report.workload)));
+        return Err(after(printed, format!("{} is not verified: {why}", report.workload)));
     }
     match &report.details {
-        Details::Crc { skipped, .. } if !skipped.is_empty() => Err(unusable(skipped)),
+        Details::Crc { skipped, .. } if !skipped.is_empty() => Err(after(printed, unusable(skipped))),
         _ => printed,
+    }
+}
+
+/// What is wrong although there is a result, which may have been printed.
+fn after(printed: Result<(), Failure>, wrong: String) -> Failure {
+    match printed {
+        Ok(()) => Failure::Printed(wrong),
+        Err(unwritten) => Failure::Failed(format!("{wrong}\n{unwritten}")),
     }
 }
 
@@ -93,7 +101,7 @@ fn vector_add(args: &RunArgs, own: &VectorAddArgs, machine: &Machine) -> Result<
 fn crc(args: &RunArgs, own: &CrcArgs, machine: &Machine) -> Result<Report, Failure> {
     let crc::Found { files, problems } = crc::find(&own.paths);
     if files.is_empty() {
-        return Err(unusable(&problems));
+        return Err(Failure::Failed(unusable(&problems)));
     }
     // The data and the device memory together stay well within what is free.
     let shape = crc::Shape::of(&files, machine.available / 4);
@@ -108,9 +116,9 @@ fn crc(args: &RunArgs, own: &CrcArgs, machine: &Machine) -> Result<Report, Failu
 }
 
 /// The files that could not be used, each with its reason.
-fn unusable(problems: &[crc::Problem]) -> Failure {
-    let lines: Vec<String> = problems.iter().map(|p| format!("{}: {}", p.path, p.reason)).collect();
-    Failure::Failed(lines.join("\n"))
+fn unusable(problems: &[crc::Problem]) -> String {
+    let lines: Vec<String> = problems.iter().map(|p| format!("{}: {}", output::visible(&p.path), p.reason)).collect();
+    lines.join("\n")
 }
 
 fn backprop(args: &RunArgs, own: &BackpropArgs, machine: &Machine) -> Result<Report, Failure> {

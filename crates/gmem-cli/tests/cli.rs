@@ -2,9 +2,8 @@
 
 mod common;
 
-use common::{command, gmem, watch};
-use std::io::Read;
-use std::process::Stdio;
+use common::{Ended, command, gmem, watch, watch_into};
+use std::fs::File;
 
 /// The command line is refused with `status`, nothing on standard output, and a message that holds all of `words`.
 #[track_caller]
@@ -39,7 +38,6 @@ fn unknown_words_are_wrong_usage() {
     refused(&["frobnicate"], 2, &["frobnicate"]);
     refused(&["run"], 2, &["vector-add", "crc", "backprop"]);
     refused(&["run", "matmul"], 2, &["`matmul`", "vector-add, crc, backprop"]);
-    refused(&["run", "--json", "matmul"], 2, &["`matmul`", "vector-add, crc, backprop"]);
     refused(&["run", "vector-add", "--device", "gpu"], 2, &["gpu", "discrete, integrated, peer"]);
     refused(&["run", "vector-add", "--mode", "shared"], 2, &["shared", "exclusive, share, replicate"]);
     refused(&["run", "vector-add", "--backing", "x"], 2, &["shared, private"]);
@@ -142,14 +140,48 @@ fn files_that_cannot_be_used_are_named_with_the_reason() {
 }
 
 #[test]
-fn a_reader_that_leaves_is_no_panic() {
-    for args in [&["--help"][..], &["run", "--help"][..]] {
-        let mut child =
-            command(args).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the command starts");
-        drop(child.stdout.take());
-        let mut message = String::new();
-        child.stderr.take().expect("captured").read_to_string(&mut message).unwrap();
-        assert!(!message.contains("panicked"), "{args:?}: {message}");
-        child.wait().unwrap();
+fn with_json_a_failure_is_an_object_too() {
+    let dir = tempfile::tempdir().unwrap();
+    let missing = dir.path().join("missing").display().to_string();
+    let failures: [(&[&str], i32, &str); 8] = [
+        (&["run", "crc", &missing, "--json"], 1, "No such file"),
+        (&["run", "vector-add", "--json", "--device-memory", "3MiB"], 2, "2 MiB would be"),
+        (&["run", "--json", "matmul"], 2, "there is no workload `matmul`"),
+        (&["run", "vector-add", "--json", "--no-such-flag"], 2, "--no-such-flag"),
+        (&["run", "vector-add", "--elements", "-1", "--json"], 2, "-1"),
+        (&["--json"], 2, "--json"),
+        (&["probe", "--json", "x"], 2, "'x'"),
+        (&["bench", "--json", "--only", "nothing"], 2, "cpu_fault_2mib"),
+    ];
+    for (args, status, word) in failures {
+        let ended = gmem(args);
+        assert_eq!(ended.status.code(), Some(status), "{args:?}: {}", ended.stderr);
+        assert!(ended.stderr.contains(word), "{args:?}: {}", ended.stderr);
+        assert_eq!(ended.stdout.lines().count(), 1, "{args:?}: {}", ended.stdout);
+        let object: serde_json::Value = serde_json::from_str(&ended.stdout).unwrap();
+        assert_eq!(object["exit_status"], status, "{args:?}: {object}");
+        assert!(object["error"].as_str().is_some_and(|said| said.contains(word) && !said.starts_with("error")), "{args:?}: {object}");
+    }
+    // A file of that name, and a command that never saw the word.
+    refused(&["run", "crc", "--", "--json"], 1, &["--json: No such file"]);
+}
+
+#[test]
+fn a_result_that_cannot_be_written_is_a_failure() {
+    let small = ["run", "vector-add", "--elements", "64k", "--device-memory", "64KiB", "--page-size", "4k", "--cores", "1"];
+    for args in [&["--help"][..], &["--version"], &["run", "crc", "--help"], &["probe"], &["probe", "--json"], &small] {
+        let check = |what: &str, ended: Ended, said: &str| {
+            let message = ended.stderr;
+            assert_eq!(ended.status.code(), Some(1), "{args:?} with an output that is {what}: {message}");
+            assert!(message.contains(said) && message.lines().count() <= 1, "{args:?} with an output that is {what}: {message}");
+        };
+        let mut closed = std::process::Command::new("sh");
+        closed.args(["-c", "exec \"$0\" \"$@\" >&-"]).arg(command(&[]).get_program()).args(args).env_remove("GMEM");
+        check("closed", watch(closed), "no standard output");
+        check("for reading only", watch_into(command(args), File::open("/dev/null").unwrap().into()), "no standard output");
+        check("full", watch_into(command(args), File::options().write(true).open("/dev/full").unwrap().into()), "No space left");
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        check("left by its reader", watch_into(command(args), writer.into()), "");
     }
 }

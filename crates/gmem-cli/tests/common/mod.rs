@@ -44,11 +44,20 @@ pub(crate) fn json(args: &[&str]) -> serde_json::Value {
 
 /// Runs a command to its end, or fails with what it was doing when its time was over.
 #[track_caller]
-pub(crate) fn watch(mut command: Command) -> Ended {
+pub(crate) fn watch(command: Command) -> Ended {
+    watch_into(command, Stdio::piped())
+}
+
+/// The same with another standard output; what is not captured is empty.
+#[track_caller]
+pub(crate) fn watch_into(mut command: Command, stdout: Stdio) -> Ended {
     // A group of its own, so that its device processes can be ended with it.
-    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
+    command.stdin(Stdio::null()).stdout(stdout).stderr(Stdio::piped()).process_group(0);
+    let name = format!("{command:?}");
     let mut child = command.spawn().expect("the command starts");
-    let stdout = drain(child.stdout.take().expect("captured"));
+    // A pipe that we write to must not be kept open by us.
+    drop(command);
+    let stdout = child.stdout.take().map(drain);
     let stderr = drain(child.stderr.take().expect("captured"));
     let started = Instant::now();
     let status = loop {
@@ -58,12 +67,12 @@ pub(crate) fn watch(mut command: Command) -> Ended {
         if started.elapsed() > LIMIT {
             let seen = portrait(child.id());
             end_group(&mut child);
-            panic!("{command:?} did not end within {LIMIT:?}\n{seen}\n{}", stderr.join().unwrap_or_default());
+            panic!("{name} did not end within {LIMIT:?}\n{seen}\n{}", stderr.join().unwrap_or_default());
         }
         thread::sleep(Duration::from_millis(5));
     };
     // A device process that outlived its host would keep the pipes open: this is where that would show.
-    Ended { status, stdout: stdout.join().expect("read"), stderr: stderr.join().expect("read") }
+    Ended { status, stdout: stdout.map_or(String::new(), |reader| reader.join().expect("read")), stderr: stderr.join().expect("read") }
 }
 
 fn drain(mut from: impl Read + Send + 'static) -> thread::JoinHandle<String> {
