@@ -149,7 +149,7 @@ pub(crate) struct VectorAddArgs {
 
 #[derive(Args, Debug)]
 pub(crate) struct CrcArgs {
-    /// Files, or directories to walk (symbolic links inside them are not followed)
+    /// Files, or directories to walk: links, pipes, sockets, devices and empty files inside them are passed over and counted
     #[arg(required = true, value_name = "FILE")]
     pub(crate) paths: Vec<PathBuf>,
 }

@@ -3,7 +3,7 @@
 use crate::output;
 use crate::setup::Setup;
 use crate::workloads::backprop::Epoch;
-use crate::workloads::crc::{Problem, Sum};
+use crate::workloads::crc::{PassedOver, Problem, Sum};
 use gmem::ByteLen;
 use serde::Serialize;
 
@@ -76,7 +76,7 @@ pub(crate) struct Report {
 #[serde(untagged)]
 pub(crate) enum Details {
     VectorAdd { elements: u64 },
-    Crc { blocks: usize, files: Vec<Sum>, skipped: Vec<Problem> },
+    Crc { blocks: usize, files: Vec<Sum>, passed_over: PassedOver, skipped: Vec<Problem> },
     Backprop { seed: u64, accuracy: f64, checked_against_cpu: bool, epochs: Vec<Epoch> },
 }
 
@@ -118,6 +118,9 @@ impl Report {
         let memory = if self.device_memory == 0 { "none of its own".to_owned() } else { ByteLen(self.device_memory).to_string() };
         row("data / device memory", format!("{} / {memory}", ByteLen(self.bytes_managed)));
         row("pages", format!("{}, {} backing, {} delivery", ByteLen(self.page_size), self.backing, self.delivery));
+        if let Details::Crc { passed_over, .. } = &self.details {
+            row("passed over", passed_over.to_string());
+        }
         row("seconds", format!("{:.2} ({:.2} on the device)", self.seconds, self.device_seconds));
         if let Some(effective) = self.effective_bytes_per_second {
             let share = 100.0 * effective / self.memcpy_bytes_per_second;
@@ -158,7 +161,7 @@ impl Details {
             Self::VectorAdd { .. } => Vec::new(),
             Self::Crc { files, .. } => {
                 let more = files.len().saturating_sub(LISTED);
-                let listed = files.iter().take(LISTED).map(|s| format!("{}  {:>12}  {}", s.crc32, s.bytes, s.path));
+                let listed = files.iter().take(LISTED).map(|s| format!("{}  {:>12}  {}", s.crc32, s.bytes, output::visible(&s.path)));
                 listed.chain((more > 0).then(|| format!("... and {more} more files (--json lists them)"))).collect()
             }
             Self::Backprop { epochs, .. } => {

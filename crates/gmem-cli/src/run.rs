@@ -99,7 +99,7 @@ fn vector_add(args: &RunArgs, own: &VectorAddArgs, machine: &Machine) -> Result<
 }
 
 fn crc(args: &RunArgs, own: &CrcArgs, machine: &Machine) -> Result<Report, Failure> {
-    let crc::Found { files, problems } = crc::find(&own.paths);
+    let crc::Found { files, problems, passed_over } = crc::find(&own.paths);
     if files.is_empty() {
         return Err(Failure::Failed(unusable(&problems)));
     }
@@ -109,7 +109,7 @@ fn crc(args: &RunArgs, own: &CrcArgs, machine: &Machine) -> Result<Report, Failu
     let setup = Setup::resolve(&args.common, &needs, machine)?;
     measured("crc", &setup, &needs, machine, |unified| {
         let outcome = crc::run(unified, &setup, &files, shape)?;
-        let details = Details::Crc { blocks: outcome.blocks, files: outcome.sums, skipped: problems };
+        let details = Details::Crc { blocks: outcome.blocks, files: outcome.sums, passed_over, skipped: problems };
         let crossed = files.iter().map(|f| f.len).sum();
         Ok(Done { at: Instant::now(), device: outcome.device, mismatch: outcome.mismatch, crossed: Some(crossed), details })
     })

@@ -134,7 +134,7 @@ fn files_that_cannot_be_used_are_named_with_the_reason() {
     std::fs::create_dir(at("hollow")).unwrap();
     refused(&["run", "crc", &at("missing")], 1, &[&at("missing"), "No such file"]);
     refused(&["run", "crc", &at("empty")], 1, &[&at("empty"), "the file is empty"]);
-    refused(&["run", "crc", &at("hollow")], 1, &[&at("hollow"), "no file in this directory"]);
+    refused(&["run", "crc", &at("hollow")], 1, &[&at("hollow"), "no file to read in this directory"]);
     refused(&["run", "crc", "/dev/null"], 1, &["/dev/null", "neither a file nor a directory"]);
     refused(&["run", "crc", &at("missing"), &at("empty")], 1, &[&at("missing"), &at("empty")]);
 }

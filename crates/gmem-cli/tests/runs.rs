@@ -198,6 +198,27 @@ fn crc_skips_what_it_cannot_read_and_says_so() {
     assert_eq!((object["verified"].as_bool(), object["skipped"][0]["path"].as_str()), (Some(true), Some(missing.as_str())));
 }
 
+#[test]
+fn crc_reads_what_has_no_size_and_passes_over_what_is_no_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name);
+    std::fs::write(at("one"), "123456789").unwrap();
+    std::fs::write(at("empty"), "").unwrap();
+    std::os::unix::fs::symlink(".", at("circle")).unwrap();
+    std::os::unix::fs::symlink("two-loops", at("one-loop")).unwrap();
+    std::os::unix::fs::symlink("one-loop", at("two-loops")).unwrap();
+    let _socket = std::os::unix::net::UnixListener::bind(at("socket")).unwrap();
+    rustix::fs::mknodat(rustix::fs::CWD, at("pipe"), rustix::fs::FileType::Fifo, rustix::fs::Mode::RUSR, 0).unwrap();
+    let made_up = ["/proc/version", "/sys/kernel/mm/transparent_hugepage/enabled"];
+    let object = verified(&["run", "crc", &dir.path().display().to_string(), made_up[0], made_up[1]], Moves::Some);
+    let of = |path: &str| object["files"].as_array().unwrap().iter().find(|f| f["path"] == path).unwrap()["crc32"].clone();
+    assert_eq!(of(&at("one").display().to_string()), "cbf43926");
+    for path in made_up {
+        assert_eq!(of(path), format!("{:08x}", crc32fast::hash(&std::fs::read(path).unwrap())), "{path}");
+    }
+    assert_eq!(object["passed_over"], serde_json::json!({ "empty": 1, "links": 3, "special": 2 }));
+}
+
 /// Two epochs, compared with the CPU bit by bit.
 #[track_caller]
 fn backprop(more: &[&str], moves: Moves) {

@@ -5,14 +5,14 @@ mod checksum;
 mod files;
 mod plan;
 
-pub(crate) use files::{Found, Problem, find};
+pub(crate) use files::{Found, PassedOver, Problem, find};
 
 use crate::engine::Engine;
 use crate::failure::Failure;
 use crate::progress;
 use crate::setup::{Needs, Setup};
 use checksum::{Block, CRC};
-use files::Input;
+use files::{Content, Input, Stamp};
 use gmem::Args;
 use gmem::PageSize;
 use plan::{BLOCK, Batch};
@@ -152,7 +152,17 @@ fn checksums<E: Engine>(
 /// Reads the files into memory, in order, with one open file at a time.
 struct Reader<'a> {
     files: &'a [Input],
-    open: Option<(usize, File)>,
+    open: Option<Open>,
+}
+
+/// A file that is being read.
+struct Open {
+    /// Its number.
+    file: usize,
+    /// Nothing if its bytes were taken before.
+    source: Option<File>,
+    /// How far it is read.
+    at: u64,
 }
 
 impl<'a> Reader<'a> {
@@ -160,20 +170,47 @@ impl<'a> Reader<'a> {
         Self { files, open: None }
     }
 
-    /// Reads the next bytes of `file`, straight into `to`.
+    /// Reads the next bytes of `file`, straight into `to`. A file that is not what it was when it was found is refused: what was read of it is nobody's
+    /// contents.
     fn fill(&mut self, file: usize, to: &mut [u8]) -> Result<(), Failure> {
-        let path = &self.files[file].path;
+        let input = &self.files[file];
+        let path = input.path.display();
         let failed = |e: std::io::Error| match e.kind() {
-            ErrorKind::UnexpectedEof => Failure::Failed(format!("{}: the file became shorter while it was read", path.display())),
-            _ => Failure::while_doing(path.display(), e),
+            ErrorKind::UnexpectedEof => Failure::while_doing(&path, "the file became shorter while it was read"),
+            _ => Failure::while_doing(&path, e),
         };
-        if self.open.as_ref().is_none_or(|(open, _)| *open != file) {
-            self.open = Some((file, File::open(path).map_err(failed)?));
+        let check = |source: &File, was: &Stamp| match was.became(&Stamp::of(&source.metadata().map_err(failed)?)) {
+            Some(what) => Err(Failure::while_doing(&path, what)),
+            None => Ok(()),
+        };
+        let mut open = match self.open.take().filter(|open| open.file == file) {
+            Some(open) => open,
+            None => {
+                let source = match &input.content {
+                    Content::File(was) => {
+                        let source = files::open(&input.path).map_err(failed)?;
+                        check(&source, was)?;
+                        Some(source)
+                    }
+                    Content::Taken(_) => None,
+                };
+                Open { file, source, at: 0 }
+            }
+        };
+        let end = open.at + to.len() as u64;
+        match (&mut open.source, &input.content) {
+            (Some(source), Content::File(was)) => {
+                source.read_exact(to).map_err(failed)?;
+                if end == input.len {
+                    check(source, was)?;
+                }
+            }
+            (_, Content::Taken(bytes)) => to.copy_from_slice(&bytes[open.at as usize..end as usize]),
+            (None, Content::File(_)) => unreachable!("such a file was opened above"),
         }
-        match &mut self.open {
-            Some((_, open)) => open.read_exact(to).map_err(failed),
-            None => unreachable!("the file was opened above"),
-        }
+        open.at = end;
+        self.open = Some(open);
+        Ok(())
     }
 }
 

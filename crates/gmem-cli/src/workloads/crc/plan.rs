@@ -84,11 +84,12 @@ pub(crate) fn launches(blocks: &[Block], held: u64, page: PageSize) -> Option<Ve
 
 #[cfg(test)]
 mod tests {
+    use super::super::files::Content;
     use super::*;
     use std::path::PathBuf;
 
     fn inputs(lengths: &[u64]) -> Vec<Input> {
-        lengths.iter().map(|len| Input { path: PathBuf::from("f"), len: *len }).collect()
+        lengths.iter().map(|len| Input { path: PathBuf::from("f"), len: *len, content: Content::Taken(Vec::new()) }).collect()
     }
 
     #[test]

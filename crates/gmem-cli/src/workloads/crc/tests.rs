@@ -49,14 +49,61 @@ fn a_device_memory_too_small_without_replay_is_a_usage_error() {
 }
 
 #[test]
-fn a_file_that_shrinks_is_named() {
-    let (dir, found) = directory();
-    let path = dir.path().join("b");
-    File::options().write(true).open(&path).unwrap().set_len(10).unwrap();
-    let shape = Shape::of(&found.files, u64::MAX);
-    match run(&Plain { workers: 1 }, &setup(true, 8192), &found.files, shape) {
-        Err(Failure::Failed(message)) => assert!(message.contains("/b: the file became shorter"), "{message}"),
-        other => panic!("{other:?}"),
+fn a_file_that_changes_is_named_and_never_verified() {
+    let overwrite = |path: &std::path::Path| {
+        let mut file = File::options().write(true).open(path).unwrap();
+        std::io::Write::write_all(&mut file, b"other").unwrap();
+        file.set_modified(std::time::SystemTime::UNIX_EPOCH).unwrap();
+    };
+    let replace = |path: &std::path::Path| {
+        std::fs::copy(path, path.with_extension("new")).unwrap();
+        std::fs::rename(path.with_extension("new"), path).unwrap();
+    };
+    let set_len = |len: u64| move |path: &std::path::Path| File::options().write(true).open(path).unwrap().set_len(len).unwrap();
+    // Whether whoever has the file open sees it too.
+    let changes: [(&dyn Fn(&std::path::Path), bool, &str); 5] = [
+        (&set_len(10), true, "became shorter"),
+        (&set_len(70_001), true, "became longer"),
+        (&set_len(4 << 20), true, "became longer"),
+        (&overwrite, true, "changed"),
+        (&replace, false, "changed"),
+    ];
+    for (change, seen_open, what) in changes {
+        for moment in ["before the run", "between two reads", "before it is read to check"] {
+            let (dir, found) = directory();
+            let path = dir.path().join("b");
+            let index = found.files.iter().position(|f| f.path == path).unwrap();
+            let mut bytes = vec![0; found.files[index].len as usize];
+            let (first, second) = bytes.split_at_mut(50);
+            let mut reader = Reader::new(&found.files);
+            let result = match moment {
+                "before the run" => {
+                    change(&path);
+                    let shape = Shape::of(&found.files, u64::MAX);
+                    run(&Plain { workers: 1 }, &setup(true, 8192), &found.files, shape).map(|_| ())
+                }
+                "between two reads" => {
+                    reader.fill(index, first).unwrap();
+                    change(&path);
+                    let result = reader.fill(index, second);
+                    if !seen_open {
+                        result.unwrap();
+                        continue;
+                    }
+                    result
+                }
+                _ => {
+                    reader.fill(index, first).unwrap();
+                    reader.fill(index, second).unwrap();
+                    change(&path);
+                    Reader::new(&found.files).fill(index, first)
+                }
+            };
+            match result {
+                Err(Failure::Failed(message)) => assert!(message.contains(&format!("/b: the file {what} while it was read")), "{message}"),
+                other => panic!("{what} {moment}: {other:?}"),
+            }
+        }
     }
 }
 
