@@ -83,6 +83,15 @@ fn when_every_place_is_taken_the_error_says_so_and_what_would_work() {
         let (len, first, last) = no_place(gmem.address_space().len(1 << 60).create());
         assert_eq!(len, 1 << 60);
         assert_eq!(no_place(gmem.address_space().len(last.get() - first.get()).create()).1, first, "gmem takes as many again elsewhere");
+        // All but the last half of what is asked for is in use, and what lies beyond the places is not.
+        let blocked = (last.get() - first.get()) as usize - (1 << 39);
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | libc::MAP_FIXED_NOREPLACE;
+        // SAFETY: this replaces no mapping, and nothing uses the one it makes.
+        let at = unsafe { libc::mmap(first.get() as *mut _, blocked, libc::PROT_NONE, flags, -1, 0) };
+        assert_eq!(at as u64, first.get());
+        assert_eq!(no_place(gmem.address_space().create()).0, 1 << 40);
+        // SAFETY: the mapping just made.
+        assert_eq!(unsafe { libc::munmap(at, blocked) }, 0);
         let mut taken = Vec::new();
         let refused = loop {
             match gmem.address_space().create() {
