@@ -5,7 +5,7 @@ use crate::bench::Timed;
 use crate::failure::Failure;
 use linux_raw_sys::general::{
     _UFFDIO_API, _UFFDIO_REGISTER, _UFFDIO_UNREGISTER, UFFD_API, UFFD_EVENT_PAGEFAULT, UFFD_FEATURE_MINOR_SHMEM,
-    UFFD_FEATURE_MISSING_SHMEM, UFFDIO, uffd_msg, uffdio_api, uffdio_range, uffdio_register,
+    UFFD_FEATURE_MISSING_SHMEM, UFFD_USER_MODE_ONLY, UFFDIO, uffd_msg, uffdio_api, uffdio_range, uffdio_register,
 };
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::ioctl::{Updater, ioctl, opcode};
@@ -44,8 +44,11 @@ impl ServiceFault {
     pub(crate) fn new(pages: usize) -> Result<Self, Failure> {
         let pair = Pair::new(pages)?;
         let window = Window::on(pair.object.as_fd(), 0, pages)?;
+        // No system call touches the window, so faults of user code are enough; those may be had without privileges.
+        let user_only = UserfaultfdFlags::from_bits_retain(UFFD_USER_MODE_ONLY);
+        let flags = UserfaultfdFlags::CLOEXEC | UserfaultfdFlags::NONBLOCK | user_only;
         // SAFETY: the descriptor is used on `window` alone.
-        let faults = unsafe { userfaultfd(UserfaultfdFlags::CLOEXEC | UserfaultfdFlags::NONBLOCK) }.map_err(failed("userfaultfd"))?;
+        let faults = unsafe { userfaultfd(flags) }.map_err(failed("userfaultfd"))?;
         let mut api =
             uffdio_api { api: UFFD_API.into(), features: u64::from(UFFD_FEATURE_MISSING_SHMEM | UFFD_FEATURE_MINOR_SHMEM), ioctls: 0 };
         // SAFETY: `API` takes and fills an `uffdio_api`.
