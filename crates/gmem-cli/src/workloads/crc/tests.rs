@@ -42,6 +42,15 @@ fn the_sums_are_those_of_the_files() {
 }
 
 #[test]
+fn the_sum_of_a_file_without_a_size_is_that_of_what_was_taken() {
+    let bytes: Vec<u8> = (0..50_001u32).map(|i| (i * 7 + i / 251) as u8).collect();
+    let files = [Input { path: "made up".into(), len: bytes.len() as u64, content: Content::Taken(bytes.clone()) }];
+    let outcome = run(&Plain { workers: 2 }, &setup(false, 16384), &files, Shape::of(&files, u64::MAX)).unwrap();
+    assert_eq!((outcome.mismatch, outcome.blocks), (None, 13));
+    assert_eq!(outcome.sums[0].crc32, format!("{:08x}", crc32fast::hash(&bytes)));
+}
+
+#[test]
 fn a_device_memory_too_small_without_replay_is_a_usage_error() {
     let (_dir, found) = directory();
     let shape = Shape::of(&found.files, u64::MAX);
@@ -56,7 +65,10 @@ fn a_file_that_changes_is_named_and_never_verified() {
         file.set_modified(std::time::SystemTime::UNIX_EPOCH).unwrap();
     };
     let replace = |path: &std::path::Path| {
+        // The same in all but itself.
         std::fs::copy(path, path.with_extension("new")).unwrap();
+        let time = std::fs::metadata(path).unwrap().modified().unwrap();
+        File::options().write(true).open(path.with_extension("new")).unwrap().set_modified(time).unwrap();
         std::fs::rename(path.with_extension("new"), path).unwrap();
     };
     let set_len = |len: u64| move |path: &std::path::Path| File::options().write(true).open(path).unwrap().set_len(len).unwrap();
