@@ -19,7 +19,9 @@ Examples:
   gmem run vector-add      see a CPU and an accelerator work through the same pointers
   gmem probe               what this machine allows, and what follows
   gmem bench               what it costs, beside the same done by hand
-  gmem conformance         whether the accelerators keep every rule of their contracts";
+  gmem conformance         whether the accelerators keep every rule of their contracts
+
+The exit status is 0 if all is well, 1 if something failed or is not verified, 2 if the command line asks for what cannot be.";
 
 const VECTOR_ADD_EXAMPLES: &str = "\
 Examples:
@@ -102,16 +104,16 @@ pub(crate) struct Common {
     #[arg(long, global = true, value_enum, value_name = "MODE", help_heading = "Device")]
     pub(crate) mode: Option<ModeArg>,
     /// Its memory, such as 600MiB [default: chosen by the workload so that pages have to travel]
-    #[arg(long, global = true, value_name = "SIZE", value_parser = size::parse, help_heading = "Device")]
+    #[arg(long, global = true, value_name = "SIZE", allow_hyphen_values = true, value_parser = size::parse, help_heading = "Device")]
     pub(crate) device_memory: Option<u64>,
     /// Its number of cores [default: one per processor]
-    #[arg(long, global = true, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=64), help_heading = "Device")]
+    #[arg(long, global = true, value_name = "N", allow_negative_numbers = true, value_parser = clap::value_parser!(u32).range(1..=64), help_heading = "Device")]
     pub(crate) cores: Option<u32>,
     /// Make a device that cannot replay faults: each launch names the memory it touches
     #[arg(long, global = true, help_heading = "Device")]
     pub(crate) no_replay: bool,
     /// The unit of residency and transfer: 4KiB, 64KiB or 2MiB [default: chosen by the workload]
-    #[arg(long, global = true, value_name = "SIZE", value_parser = size::parse, help_heading = "Memory")]
+    #[arg(long, global = true, value_name = "SIZE", allow_hyphen_values = true, value_parser = size::parse, help_heading = "Memory")]
     pub(crate) page_size: Option<u64>,
     /// Where the host keeps the bytes [default: shared]
     #[arg(long, global = true, value_enum, value_name = "KIND", help_heading = "Memory")]
@@ -119,7 +121,7 @@ pub(crate) struct Common {
     /// Who resolves the CPU's faults [default: service]
     #[arg(long, global = true, value_enum, value_name = "KIND", help_heading = "Memory")]
     pub(crate) delivery: Option<DeliveryArg>,
-    /// Print the result as one JSON object
+    /// Print the result as one JSON object; if there is none, why, with the exit status
     #[arg(long, global = true)]
     pub(crate) json: bool,
 }
@@ -143,7 +145,7 @@ pub(crate) const WORKLOADS: [&str; 3] = ["vector-add", "crc", "backprop"];
 #[derive(Args, Debug)]
 pub(crate) struct VectorAddArgs {
     /// Elements of each of the three vectors, such as 64k [default: 100Mi, which is 800 MiB]
-    #[arg(long, value_name = "N", value_parser = size::count)]
+    #[arg(long, value_name = "N", allow_hyphen_values = true, value_parser = size::count)]
     pub(crate) elements: Option<u64>,
 }
 
@@ -157,10 +159,10 @@ pub(crate) struct CrcArgs {
 #[derive(Args, Debug)]
 pub(crate) struct BackpropArgs {
     /// Passes over the training samples
-    #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    #[arg(long, value_name = "N", default_value_t = 20, allow_negative_numbers = true, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     pub(crate) epochs: u32,
     /// Seed of the split, of the first weights and of the order of the samples
-    #[arg(long, value_name = "N", default_value_t = 1)]
+    #[arg(long, value_name = "N", default_value_t = 1, allow_negative_numbers = true)]
     pub(crate) seed: u64,
     /// Do the same training on the CPU alone and compare every weight, bit for bit
     #[arg(long)]
@@ -169,7 +171,7 @@ pub(crate) struct BackpropArgs {
 
 #[derive(Args, Debug)]
 pub(crate) struct ProbeArgs {
-    /// Print the result as one JSON object
+    /// Print the result as one JSON object; if there is none, why, with the exit status
     #[arg(long)]
     pub(crate) json: bool,
 }
@@ -190,7 +192,7 @@ fn conformance_devices() -> clap::builder::PossibleValuesParser {
 
 #[derive(Args, Debug)]
 pub(crate) struct BenchArgs {
-    /// Print the rows as one JSON object
+    /// Print the rows as one JSON object; if there are none, why, with the exit status
     #[arg(long)]
     pub(crate) json: bool,
     /// Take fewer samples, of less data

@@ -73,11 +73,16 @@ fn conformance_lists_its_rules_and_runs_them() {
 #[test]
 fn impossible_numbers_are_wrong_usage() {
     refused(&["run", "vector-add", "--elements", "0"], 2, &["--elements"]);
-    refused(&["run", "vector-add", "--elements", "-1"], 2, &["-1"]);
+    refused(&["run", "vector-add", "--elements", "-1"], 2, &["'-1' for '--elements", "a count is a number"]);
     refused(&["run", "vector-add", "--elements", "99999999999999999999"], 2, &["--elements"]);
     refused(&["run", "vector-add", "--elements", "18446744073709551615"], 2, &["use less data"]);
     refused(&["run", "vector-add", "--elements", "1000000000000000"], 2, &["this machine has", "use less data"]);
     refused(&["run", "vector-add", "--cores", "0"], 2, &["--cores"]);
+    refused(&["run", "vector-add", "--cores", "-1"], 2, &["'-1' for '--cores", "1..=64"]);
+    refused(&["run", "vector-add", "--page-size", "NaN"], 2, &["'NaN' for '--page-size", "a number and a unit"]);
+    refused(&["run", "vector-add", "--device-memory", "-5MiB"], 2, &["'-5MiB' for '--device-memory", "a number and a unit"]);
+    refused(&["run", "vector-add", "--cores", "1", "--cores", "2"], 2, &["--cores", "multiple times"]);
+    refused(&["run", "backprop", "--seed", "-1"], 2, &["'-1' for '--seed"]);
     refused(&["run", "vector-add", "--cores", "1000"], 2, &["--cores"]);
     refused(&["run", "backprop", "--epochs", "0"], 2, &["--epochs"]);
 }
@@ -93,6 +98,7 @@ fn impossible_device_memory_says_what_would_work() {
     refused(&with("lots"), 2, &["a number and a unit"]);
     refused(&with("4parsecs"), 2, &["`parsecs` is no unit"]);
     refused(&["run", "backprop", "--device-memory", "6000"], 2, &["not a multiple", "4 KiB would be"]);
+    refused(&["run", "vector-add", "--page-size", "3KiB"], 2, &["3 KiB", "4 KiB, 64 KiB, 2 MiB"]);
     refused(&["run", "vector-add", "--page-size", "8k"], 2, &["4 KiB, 64 KiB, 2 MiB"]);
 }
 
@@ -124,6 +130,15 @@ fn switched_off_is_a_failure_that_says_how_to_switch_it_on() {
     let ended = watch(off);
     assert_eq!((ended.status.code(), ended.stdout.as_str()), (Some(1), ""), "{}", ended.stderr);
     assert!(ended.stderr.contains("unset the variable"), "{}", ended.stderr);
+}
+
+#[test]
+fn a_limit_on_addresses_is_named() {
+    let mut limited = std::process::Command::new("sh");
+    limited.args(["-c", "ulimit -v 300000; exec \"$0\" run vector-add --elements 1000 --json"]).arg(command(&[]).get_program());
+    let ended = watch(limited);
+    assert_eq!(ended.status.code(), Some(1), "{}", ended.stderr);
+    assert!(ended.stderr.contains("of addresses (ulimit -v)") && ended.stdout.contains("exit_status\":1"), "{}", ended.stderr);
 }
 
 #[test]

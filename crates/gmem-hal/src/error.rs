@@ -5,7 +5,7 @@ use core::fmt;
 /// A device callback failed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
 pub enum DeviceError {
-    /// The device has no room for this (a table, a ring, a frame). Trying again after freeing something may work.
+    /// The device has no room for this (a table, a ring, a frame), or the system has none for its driver (memory, descriptors, processes). Trying again after freeing something may work.
     NoMemory,
     /// The device or this context of it is gone, confirmed: it will never touch memory again.
     Dead,
@@ -22,7 +22,7 @@ pub enum DeviceError {
 impl fmt::Display for DeviceError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::NoMemory => "the device has no room for this",
+            Self::NoMemory => "there is no room for this on the device, or no memory, descriptors or processes in the system for it",
             Self::Dead => "the device is gone",
             Self::NoAnswer => "the device did not answer in time",
             Self::Unsupported => "the device cannot do this",

@@ -3,6 +3,7 @@
 use super::median;
 use crate::failure::Failure;
 use crate::machine::Machine;
+use gmem::ByteLen;
 use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous, munmap};
 use std::ffi::c_void;
 use std::ptr::{NonNull, null_mut};
@@ -74,7 +75,11 @@ struct Buffer {
 
 impl Buffer {
     fn new(len: usize) -> Result<Self, Failure> {
-        let failed = |e: rustix::io::Errno| Failure::while_doing("memory to measure copies with", e);
+        let failed = |e: rustix::io::Errno| {
+            let limit = rustix::process::getrlimit(rustix::process::Resource::As).current;
+            let why = limit.map_or(String::new(), |limit| format!("; this process may have {} of addresses (ulimit -v)", ByteLen(limit)));
+            Failure::Failed(format!("no {} of memory for measuring how fast it is: {e}{why}", ByteLen(len as u64)))
+        };
         // SAFETY: a new mapping at an address of the kernel's choice touches nothing that exists.
         let start = unsafe { mmap_anonymous(null_mut(), len, ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE) }.map_err(failed)?;
         let start = NonNull::new(start).ok_or_else(|| Failure::Failed("the kernel mapped address zero".to_owned()))?;
