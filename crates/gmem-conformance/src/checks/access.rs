@@ -5,7 +5,7 @@ use crate::check::{Applies, Check, Outcome};
 use crate::world::{at, get, get_bytes, part, pattern, same_bytes, set, set_bytes};
 use crate::{Case, ensure, ensure_eq};
 use gmem::hal::{Capabilities, FaultError};
-use gmem::{Backing, Mode, Prot, State};
+use gmem::{Backing, Mode, Prot, State, VirtAddr};
 
 pub(super) const CHECKS: &[Check] = &[
     Check {
@@ -56,6 +56,13 @@ pub(super) const CHECKS: &[Check] = &[
         place: "gmem-hal `Mapping::len`",
         applies: Applies::EVERYWHERE,
         run: write_stays_inside_its_bytes,
+    },
+    Check {
+        name: "contexts-of-one-device-are-apart",
+        rule: "Two address spaces on one device have each their own bytes at the same address, and when one ends the other goes on.",
+        place: "gmem-hal `Mmu::pmap_create`",
+        applies: Applies::OWN_TABLE,
+        run: contexts_of_one_device_are_apart,
     },
 ];
 
@@ -189,5 +196,42 @@ fn write_stays_inside_its_bytes(case: &Case<'_>) -> Outcome {
     }
     both_read(&world, &region, 0, &expected)?;
     settle("where the pages are once the CPU read them", &world, &region, &[State::Host; 3])?;
+    world.verify()
+}
+
+fn contexts_of_one_device_are_apart(case: &Case<'_>) -> Outcome {
+    // A peer may hand its memory to contexts in large pieces, and the rule is not about those.
+    let peer = case.target().info().capabilities.contains(Capabilities::PEER);
+    let spare = if peer { (96 << 20) / case.size().bytes() } else { 0 };
+    let mut world = case.world(6 + spare)?;
+    // Only devices see them, so they may lie over each other.
+    let place = VirtAddr::new(0x2000_0000_0000);
+    let make = || world.gmem.address_space().at(place).len(1 << 30).devices_only().create();
+    let (one, two) = (make()?, make()?);
+    let mut contexts = Vec::new();
+    let mut regions = Vec::new();
+    for space in [&one, &two] {
+        contexts.push(case.attach(space, &world.unit.device)?);
+        regions.push(space.region().page_size(case.size()).at(place).map(2 * world.page())?);
+    }
+    let two = contexts.pop().expect("two were made");
+    let one = std::mem::replace(&mut world.unit.context, contexts.pop().expect("two were made"));
+    // The device in the first, in the second, and in the first again.
+    let (first, second) = (pattern(1, 4096), pattern(2, 4096));
+    let va = place.get() + world.page() - 2048;
+    world.unit.write(va, &first)?;
+    let other = std::mem::replace(&mut world.unit.context, two);
+    let mut seen = vec![1; 4096];
+    world.unit.read(va, &mut seen)?;
+    same_bytes("what the device reads in an address space where nobody wrote", &seen, &vec![0; 4096])?;
+    world.unit.write(va, &second)?;
+    let two = std::mem::replace(&mut world.unit.context, other);
+    world.unit.read(va, &mut seen)?;
+    same_bytes("what it reads in the other", &seen, &first)?;
+    two.detach()?;
+    world.unit.write(va + 8, &first[8..16])?;
+    world.unit.read(va, &mut seen)?;
+    same_bytes("what it reads there when one has ended", &seen, &first)?;
+    drop(one);
     world.verify()
 }
