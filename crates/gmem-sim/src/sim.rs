@@ -6,7 +6,7 @@ use crate::index::{FrameIndex, Use};
 use crate::inject::Injector;
 use crate::sched::{self, Reason};
 use crate::trace::Trace;
-use crate::{Callback, Coverage, Injected, Rng, SimClock, TraceEvent};
+use crate::{Callback, Coverage, Injected, Rng, SimClock, SimEvent, TraceEvent};
 use gmem_hal::{ByteLen, HnodeId, PhysAddr, PmapId, Prot};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -49,6 +49,8 @@ pub struct Sim {
     hazards: Mutex<Hazards>,
     /// Contexts that could not be stopped after a revoke failed. The core knows; what they do is contained by quarantine.
     runaways: Mutex<BTreeSet<PmapId>>,
+    /// Where threads wait whose CPU fault is pending, by page.
+    pub(crate) pending: Mutex<BTreeMap<u64, Arc<SimEvent>>>,
     next_pmap: AtomicU64,
     next_device: AtomicU64,
 }
@@ -66,6 +68,7 @@ impl Sim {
             pools: Mutex::default(),
             hazards: Mutex::default(),
             runaways: Mutex::default(),
+            pending: Mutex::default(),
             next_pmap: AtomicU64::new(1),
             next_device: AtomicU64::new(0),
         })

@@ -2,9 +2,11 @@
 
 use super::SimHost;
 use super::state::{GRAIN, SpaceState, across, grains};
+use crate::SimEvent;
 use crate::sched::{self, Reason};
 use crate::sim::lock;
-use gmem_hal::{Access, ByteLen, PhysAddr, Prot, VirtAddr, VirtRange};
+use gmem_hal::{Access, ByteLen, Event, PhysAddr, Prot, VirtAddr, VirtRange};
+use std::sync::Arc;
 
 /// A CPU access that the CPU's page table does not allow.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -56,6 +58,17 @@ impl SimHost {
             allowed
         });
         fault.map_or(Ok(()), Err)
+    }
+
+    /// Where a thread waits whose fault at `va` is pending: signalled when the page is CPU-mapped, or when the core says that it is to try again.
+    pub(crate) fn pending(&self, va: VirtAddr) -> Arc<SimEvent> {
+        lock(&self.sim.pending).entry(va.get() - va.get() % GRAIN).or_default().clone()
+    }
+
+    pub(super) fn wake_pending(&self, range: VirtRange) {
+        let waiting: Vec<_> =
+            lock(&self.sim.pending).range(range.start().get()..range.end().get()).map(|(_, event)| event.clone()).collect();
+        waiting.iter().for_each(|event| event.signal());
     }
 
     /// What the CPU may do at `va` without a fault: nothing if the page is absent.

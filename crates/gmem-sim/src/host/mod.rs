@@ -216,6 +216,7 @@ impl Host for SimHost {
         });
         // A copy under way into or from these homes looks again when it ends; what is checked here is only its record.
         self.sim.event("cpu_mapped", [home.addr, pages.range.len().get(), u64::from(writable), 0]);
+        self.wake_pending(pages.range);
         Ok(())
     }
 
@@ -247,5 +248,6 @@ impl Host for SimHost {
 
     fn wake(&self, space: &SimSpace, pages: &Pages) {
         self.note("wake", space, pages.range);
+        self.wake_pending(pages.range);
     }
 }

@@ -1,7 +1,7 @@
 //! Accesses as programs make them: they fault, the fault is resolved, and they go on where they stopped.
 
-use crate::{DeviceFault, FaultKind, SimDevice, SimHost};
-use gmem_hal::{Access, DeviceId, FaultError, HostFault, PmapId, Upcalls, VirtAddr};
+use crate::{DeviceFault, FaultKind, SimDevice, SimHost, current, is_scheduled};
+use gmem_hal::{Access, DeviceId, Event, FaultError, HostFault, PmapId, Upcalls, VirtAddr, Wait, WaitKind};
 
 /// An access that faults more often than this, with each fault said to be resolved, makes no progress.
 const MOST_FAULTS: u32 = 1000;
@@ -57,21 +57,30 @@ pub fn device_write(
     with_faults(va, |done| device.write(pmap, at(va, done), &buf[done..]), |fault| resolve_device(id, core, fault))
 }
 
-fn resolve_cpu(core: &dyn Upcalls, va: VirtAddr, access: Access) -> Result<VirtAddr, FaultError> {
-    match core.host_fault(va, access, true) {
+/// Of several threads of control, every second one has its faults resolved by a service thread, which must not wait; the others, and one that is alone, resolve them
+/// themselves.
+fn resolve_cpu(host: &SimHost, core: &dyn Upcalls, va: VirtAddr, access: Access) -> Result<VirtAddr, FaultError> {
+    let may_wait = !is_scheduled() || current().is_multiple_of(2);
+    let pending = host.pending(va);
+    let epoch = pending.epoch();
+    match core.host_fault(va, access, may_wait) {
         HostFault::Resolved => Ok(va),
         HostFault::NotOurs => Err(FaultError::NotMapped),
         HostFault::Failed(error) => Err(error),
-        HostFault::Pending => panic!("the fault at {va} is pending although it may wait"),
+        HostFault::Pending if may_wait => panic!("the fault at {va} is pending although it may wait"),
+        HostFault::Pending => {
+            pending.wait(epoch, &Wait { kind: WaitKind::BusyPage, space: None, at: va, owner: "whoever has the page, by way of the host" });
+            Ok(va)
+        }
     }
 }
 
 /// A program on the CPU loads.
 pub fn cpu_read(host: &SimHost, core: &dyn Upcalls, va: VirtAddr, buf: &mut [u8]) -> Result<(), FaultError> {
-    with_faults(va, |done| host.cpu_read(at(va, done), &mut buf[done..]), |fault| resolve_cpu(core, fault.va, fault.access))
+    with_faults(va, |done| host.cpu_read(at(va, done), &mut buf[done..]), |fault| resolve_cpu(host, core, fault.va, fault.access))
 }
 
 /// A program on the CPU stores.
 pub fn cpu_write(host: &SimHost, core: &dyn Upcalls, va: VirtAddr, buf: &[u8]) -> Result<(), FaultError> {
-    with_faults(va, |done| host.cpu_write(at(va, done), &buf[done..]), |fault| resolve_cpu(core, fault.va, fault.access))
+    with_faults(va, |done| host.cpu_write(at(va, done), &buf[done..]), |fault| resolve_cpu(host, core, fault.va, fault.access))
 }

@@ -44,7 +44,9 @@ impl Scheduler {
         let mut rng = Rng::stream(seed, 0x5c4e);
         // Runs differ in how long a thread of control goes on undisturbed: some bugs need many switches, others two at the right places.
         let stay_per_mille = [0, 300, 700, 900][rng.index(4)];
-        Self { rng, tasks: Vec::new(), limit: 10_000_000, stay_per_mille, early_per_mille: 20 }
+        // An early return finds who does not look again, and hides who was not woken.
+        let early_per_mille = [0, 20][rng.index(2)];
+        Self { rng, tasks: Vec::new(), limit: 10_000_000, stay_per_mille, early_per_mille }
     }
 
     /// A run that resumes threads of control more than `resumes` times panics: it makes no progress. Ten million if not set.
@@ -59,7 +61,7 @@ impl Scheduler {
         self
     }
 
-    /// How often in a thousand resumes a wait returns early. 20 if not set.
+    /// How often in a thousand resumes a wait returns early. Never or 20, drawn from the seed, if not set.
     pub fn early_per_mille(mut self, per_mille: u16) -> Self {
         self.early_per_mille = per_mille;
         self
