@@ -19,6 +19,9 @@ use gmem_hal::{DeviceId, EvictOutcome, HnodeId, PageSize, Platform, PmapId, Virt
 /// used since it was last asked gets a second chance.
 pub(crate) const IDLE_ROUNDS: usize = 10;
 
+/// After how many of those a page goes although it was used. A device that uses all of its pages would otherwise get no frame at all.
+const SECOND_CHANCE_ROUNDS: usize = 5;
+
 /// How many rounds an allocation tries in all, if others take what it frees.
 pub(crate) const MAX_ROUNDS: usize = 1000;
 
@@ -31,6 +34,22 @@ pub(crate) enum Room {
     InUse,
     /// Nothing.
     None,
+}
+
+/// Which pages an eviction spares.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Spare {
+    /// Those that their device wants back while they go (willneed).
+    wanted: bool,
+    /// Those that were used since they were last asked.
+    used: bool,
+}
+
+impl Spare {
+    /// What an allocation spares that evicted nothing in so many rounds; with `insist`, not even what is wanted back.
+    pub(crate) fn after(idle_rounds: usize, insist: bool) -> Self {
+        Self { wanted: !insist, used: idle_rounds < SECOND_CHANCE_ROUNDS }
+    }
 }
 
 /// How many mappings one round of background eviction revokes to learn whether they are used.
@@ -61,17 +80,17 @@ type Batch<'a, P> = ArrayVec<(Op<'a, P>, Facts), EVICT_BATCH>;
 
 impl<P: Platform> Core<P> {
     /// Evicts for an allocation of a frame of `size` that failed. If enough is free, only in pieces, a whole `block` is emptied, over several calls.
-    pub(crate) fn make_room(&self, hnode: &Arc<Hnode<P>>, size: PageSize, block: &mut Option<(HnodeId, u32)>, insist: bool) -> Room {
+    pub(crate) fn make_room(&self, hnode: &Arc<Hnode<P>>, size: PageSize, block: &mut Option<(HnodeId, u32)>, spare: Spare) -> Room {
         let outcome = if hnode.allocator == Allocator::Core && hnode.has_room(size.len()) {
             let current = block.filter(|(id, _)| *id == hnode.id).map(|(_, block)| block);
             let picked = hnode.pick_block(size, current);
             *block = picked.as_ref().filter(|(_, victims)| !victims.is_empty()).map(|(block, _)| (hnode.id, *block));
-            picked.map_or((0, 0), |(_, victims)| self.reclaim_these(hnode, &victims, insist))
+            picked.map_or((0, 0), |(_, victims)| self.reclaim_these(hnode, &victims, spare))
         } else {
             // Small pages go in batches, so that one invalidation serves many; a large one pays for itself, and a small memory has none to spare.
-            let spare = hnode.range.len().get() / size.bytes() / 32;
-            let most = ((256 << 10) / size.bytes()).min(spare).clamp(1, EVICT_BATCH as u64) as usize;
-            self.reclaim_these(hnode, &hnode.pick_victims(most), insist)
+            let dispensable = hnode.range.len().get() / size.bytes() / 32;
+            let most = ((256 << 10) / size.bytes()).min(dispensable).clamp(1, EVICT_BATCH as u64) as usize;
+            self.reclaim_these(hnode, &hnode.pick_victims(most), spare)
         };
         match outcome {
             (0, 0) if hnode.in_transit() == 0 => Room::None,
@@ -114,17 +133,17 @@ impl<P: Platform> Core<P> {
 
     /// Evicts one batch. Returns how many frames were freed, and how many victims somebody else had in hand.
     fn reclaim(&self, hnode: &Arc<Hnode<P>>, most: usize) -> (usize, usize) {
-        self.reclaim_these(hnode, &hnode.pick_victims(most), false)
+        self.reclaim_these(hnode, &hnode.pick_victims(most), Spare { wanted: true, used: true })
     }
 
-    /// Evicts these; with `insist`, even those that their device wants back.
-    fn reclaim_these(&self, hnode: &Arc<Hnode<P>>, victims: &[Victim], insist: bool) -> (usize, usize) {
+    /// Evicts these, except for those to spare.
+    fn reclaim_these(&self, hnode: &Arc<Hnode<P>>, victims: &[Victim], spare: Spare) -> (usize, usize) {
         let spaces: ArrayVec<Option<Arc<Space<P>>>, EVICT_BATCH> = victims.iter().map(|v| self.space(v.space)).collect();
         let mut batch = Batch::new();
         let mut in_hand = 0;
         for (victim, space) in victims.iter().zip(&spaces) {
             let Some(space) = space else { continue };
-            match self.begin_evict(space, hnode, victim) {
+            match self.begin_evict(space, hnode, victim, spare) {
                 Begun::Yes(op, facts) => batch.push((op, facts)),
                 Begun::InHand => in_hand += 1,
                 Begun::No => {}
@@ -133,7 +152,7 @@ impl<P: Platform> Core<P> {
         self.revoke_batch(batch.iter_mut().map(|(op, _)| op).collect());
         let mut evicted = 0;
         for (op, facts) in batch {
-            match self.evict_one(op, &facts, insist) {
+            match self.evict_one(op, &facts, spare) {
                 Evicted::Freed => evicted += 1,
                 Evicted::Wanted => in_hand += 1,
                 Evicted::Stuck => {}
@@ -143,7 +162,7 @@ impl<P: Platform> Core<P> {
     }
 
     /// Marks a victim's page busy, if the page still owns the frame and may go.
-    fn begin_evict<'a>(&'a self, space: &'a Arc<Space<P>>, hnode: &Arc<Hnode<P>>, victim: &Victim) -> Begun<'a, P> {
+    fn begin_evict<'a>(&'a self, space: &'a Arc<Space<P>>, hnode: &Arc<Hnode<P>>, victim: &Victim, spare: Spare) -> Begun<'a, P> {
         let guard = space.lock();
         let Some(region) = guard.region_at(victim.va) else { return Begun::InHand };
         let entry = guard.entry(&region, victim.va);
@@ -159,7 +178,7 @@ impl<P: Platform> Core<P> {
         let (op, facts) = self.prepare(space, &guard, &region, victim.va, entry, &Touch::home(Cause::Evict));
         self.mark_busy(guard, &region, victim.va, entry, true);
         let owner = op.from.as_ref().expect("a page with a frame has an owner");
-        if !owner.is_fenced() && owner.mmu().harvest_accessed(owner.own_pmap(), op.page) == Some(true) {
+        if spare.used && !owner.is_fenced() && owner.mmu().harvest_accessed(owner.own_pmap(), op.page) == Some(true) {
             // A second chance: it was used since it was last asked.
             self.keep(op, true);
             return Begun::No;
@@ -217,8 +236,8 @@ impl<P: Platform> Core<P> {
     }
 
     /// Moves one page home whose device cannot touch it any more.
-    fn evict_one(&self, mut op: Op<'_, P>, facts: &Facts, insist: bool) -> Evicted {
-        if !insist && self.is_wanted(&op) {
+    fn evict_one(&self, mut op: Op<'_, P>, facts: &Facts, spare: Spare) -> Evicted {
+        if spare.wanted && self.is_wanted(&op) {
             self.counters.evictions_cancelled.add(1);
             self.cancel(op, false);
             return Evicted::Wanted;
@@ -234,7 +253,7 @@ impl<P: Platform> Core<P> {
         if copied {
             op.home = true;
         }
-        if !insist && self.is_wanted(&op) && !op.unsafe_to_free {
+        if spare.wanted && self.is_wanted(&op) && !op.unsafe_to_free {
             self.counters.evictions_cancelled.add(1);
             self.cancel(op, copied);
             return Evicted::Wanted;

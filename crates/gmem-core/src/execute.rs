@@ -7,7 +7,7 @@ use crate::context::{Context, Table};
 use crate::core::Core;
 use crate::device::MAX_POOLS;
 use crate::entry::State;
-use crate::evict::Room;
+use crate::evict::{Room, Spare};
 use crate::frame::FrameId;
 use crate::hnode::{Allocator, Hnode};
 use crate::plan::{Step, Steps};
@@ -445,7 +445,7 @@ impl<P: Platform> Core<P> {
             // Whichever pool gives something up will do.
             let mut made = false;
             for (hnode, epoch) in pools {
-                match self.make_room(&hnode, size, &mut block, op.insist) {
+                match self.make_room(&hnode, size, &mut block, Spare::after(idle_rounds, op.insist)) {
                     Room::Made => {
                         made = true;
                         break;
