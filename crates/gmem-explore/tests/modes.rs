@@ -3,7 +3,7 @@
 use gmem_core::{DetachError, DeviceCallError, RangeError};
 use gmem_explore::CoreWorld;
 use gmem_explore::worlds::{Kind, LARGE, MIDDLE, MIXED, POOLS, REPLICAS, STANDARD};
-use gmem_hal::{Access, Backing, ByteLen, DeviceError, FaultError, HostError, Mode, Prot};
+use gmem_hal::{Access, Backing, ByteLen, DeviceError, FaultError, HostError, Mode, Prot, VirtRange};
 use gmem_sim::random::{Op, Outcome, PageRun, Refusal, Spot, World};
 use gmem_sim::{Callback, Injected, Sim};
 
@@ -46,6 +46,33 @@ fn replicas_see_every_page_without_a_fault_and_move_none() {
         }
     }
     assert_eq!((world.core.stats().device_faults, moved(&world)), (0, 0));
+    world.tear_down();
+}
+
+#[test]
+fn a_page_that_comes_home_is_a_replicas_at_once() {
+    let mut world = begin(&MIXED, &[(0, Mode::CoherentExclusive), (2, Mode::Replicate)]);
+    done(&mut world, Op::DevWrite(0, spot(0), 2));
+    assert_eq!(world.apply(&Op::CpuRead(spot(0))), Outcome::Loaded(spot(0).bytes(2)));
+    let faults = world.core.stats().device_faults;
+    assert_eq!(world.apply(&Op::DevRead(2, spot(0))), Outcome::Loaded(spot(0).bytes(2)));
+    assert_eq!(world.core.stats().device_faults, faults);
+    world.tear_down();
+}
+
+#[test]
+fn a_discard_gives_up_whole_pages_only() {
+    let mut world = begin(&MIDDLE, &[]);
+    let page = |n: u64| world.shape.range(&PageRun { space: 0, first: n, count: 1 });
+    let inside = VirtRange::new(page(0).start(), page(0).start().checked_add(ByteLen(4096)).expect("in range")).expect("not empty");
+    // From the middle of one page to the middle of another, with a whole one between.
+    let across = VirtRange::new(inside.end(), page(2).start().checked_add(ByteLen(4096)).expect("in range")).expect("not empty");
+    for range in [inside, across] {
+        world.core.discard(world.spaces[0], range).expect("mapped");
+    }
+    for (page, left) in [(0, spot(0).bytes(1)), (1, vec![0; 8]), (2, spot(2).bytes(1))] {
+        assert_eq!(world.apply(&Op::CpuRead(spot(page))), Outcome::Loaded(left), "page {page}");
+    }
     world.tear_down();
 }
 
