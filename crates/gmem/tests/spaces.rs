@@ -301,6 +301,9 @@ fn off_by_the_environment_or_by_a_call() {
         assert!(matches!(world.space.attach(&world.device, Mode::Replicate), Err(Error::Attach(AttachError::Disabled))));
         let device = world.gmem.add_device(accel::Discrete::builder().build().unwrap());
         assert!(matches!(device, Err(Error::Device(DeviceCallError::Disabled))));
+        // And one that has no memory to be refused.
+        let device = world.gmem.add_device(accel::Integrated::builder().cores(1).build().unwrap());
+        assert!(matches!(device, Err(Error::Device(DeviceCallError::Disabled))));
         // What exists goes on.
         assert_eq!(get(at(&region, 0)), 5);
         world.run(&ADD, &[at(&region, 0), 1]).unwrap();

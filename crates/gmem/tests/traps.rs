@@ -7,6 +7,7 @@ use gmem::{Backing, Delivery, Gmem, Mode, PageSize, accel};
 use std::os::fd::AsRawFd;
 use std::os::unix::process::ExitStatusExt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::channel;
 use std::time::Duration;
 
 #[test]
@@ -166,40 +167,61 @@ fn faults_inside_signal_handlers_and_under_a_storm_of_signals() {
             unsafe { libc::raise(libc::SIGUSR1) };
             assert_eq!((HANDLED.load(Ordering::SeqCst), get(at(&region, 0)), get(at(&region, 8))), (round, round, round), "{kind:?}");
         }
-        // A timer interrupts whatever the program does, a wait for a fault above all, and its handler faults too.
+        // Signals interrupt whatever the program's threads do, a wait for a fault above all, and the handler faults too.
         handle(libc::SIGALRM, libc::SA_RESTART);
         let words = region.range().len().get() / 8;
         set(at(&region, 0), 0);
         let before = HANDLED.load(Ordering::SeqCst);
-        alarm_every(500);
-        const ROUNDS: usize = 1500;
-        std::thread::scope(|threads| {
-            let (world, region) = (&world, &region);
-            threads.spawn(move || world.run(&HAMMER, &[at(region, 0), words, ROUNDS as u64, 1]).unwrap());
-            for seed in 2..4 {
-                // SAFETY: everybody adds atomically to the words of the region.
-                threads.spawn(move || unsafe { hammer(at(region, 0) as *mut u64, words as usize, ROUNDS, seed) });
+        let alarms = || HANDLED.load(Ordering::SeqCst) - before;
+        let rounds = AtomicU64::new(0);
+        // Everybody goes on until there were enough signals, adding atomically to the words of the region.
+        let on = |part: &dyn Fn()| {
+            while alarms() < 300 {
+                part();
+                rounds.fetch_add(PART, Ordering::SeqCst);
             }
+        };
+        const PART: u64 = 100;
+        std::thread::scope(|threads| {
+            let (world, region, on) = (&world, &region, &on);
+            let (tell, tids) = channel();
+            threads.spawn(move || on(&|| world.run(&HAMMER, &[at(region, 0), words, PART, 1]).unwrap()));
+            for seed in 2..4 {
+                let tell = tell.clone();
+                threads.spawn(move || {
+                    // SAFETY: no argument.
+                    tell.send(unsafe { libc::gettid() }).unwrap();
+                    // SAFETY: a region that lives, whose words only atomics touch.
+                    on(&|| unsafe { hammer(at(region, 0) as *mut u64, words as usize, PART as usize, seed) });
+                });
+            }
+            storm(tids.iter().take(2).collect());
         });
-        alarm_every(0);
-        // The last one may still be in its handler, in another thread.
-        std::thread::sleep(Duration::from_millis(100));
-        let alarms = HANDLED.load(Ordering::SeqCst) - before;
         let sum: u64 = (0..words).map(|word| get(at(&region, 8 * word))).sum();
         // 50 from the second word of the first part.
-        assert_eq!(sum, 50 + 3 * ROUNDS as u64 + alarms, "{kind:?}");
-        assert!(alarms > 10, "no storm: {alarms}");
+        assert_eq!(sum, 50 + rounds.load(Ordering::SeqCst) + alarms(), "{kind:?}");
         verify(&world.gmem);
         TARGET.store(0, Ordering::SeqCst);
     });
 }
 
-/// Has SIGALRM sent to the process so often; 0 ends it.
-fn alarm_every(microseconds: i64) {
-    let every = libc::timeval { tv_sec: 0, tv_usec: microseconds };
-    let timer = libc::itimerval { it_interval: every, it_value: every };
-    // SAFETY: sets a timer of this process, whose signal is handled.
-    unsafe { libc::setitimer(libc::ITIMER_REAL, &raw const timer, std::ptr::null_mut()) };
+/// Sends SIGALRM to these threads, one after the other, until they have ended. To the process, it would go to the main thread, which is idle. The next signal
+/// comes some time after the last was handled, so that the threads get on however slow their faults are.
+fn storm(mut tids: Vec<i32>) {
+    // SAFETY: sends a signal that is handled, or none, to a thread of this process; one that has ended is an error.
+    let send = |tid: i32, signal: i32| unsafe { libc::syscall(libc::SYS_tgkill, libc::getpid(), tid, signal) } == 0;
+    while !tids.is_empty() {
+        tids.retain(|tid| {
+            let before = HANDLED.load(Ordering::SeqCst);
+            send(*tid, libc::SIGALRM) && {
+                while HANDLED.load(Ordering::SeqCst) == before && send(*tid, 0) {
+                    std::thread::yield_now();
+                }
+                std::thread::sleep(Duration::from_micros(50));
+                true
+            }
+        });
+    }
 }
 
 #[test]
