@@ -31,7 +31,7 @@ impl<P: Platform> Core<P> {
     /// [`Core::unhold`]: everybody else who wants to move them waits. All or nothing. Pages are taken in the order of their addresses, so holds cannot wait for each other in a circle. May block.
     ///
     /// # Errors
-    /// [`RangeError::Fault`] with [`FaultError::NoDeviceMemory`] if they do not fit.
+    /// [`RangeError::Fault`] with [`FaultError::NoDeviceMemory`](gmem_hal::FaultError::NoDeviceMemory) if they do not fit.
     pub fn hold(&self, space: SpaceId, device: Option<DeviceId>, ranges: &[HoldRange]) -> Result<(), RangeError> {
         let (found, context) = self.find(space, device)?;
         let mut sorted: Vec<HoldRange> = ranges.to_vec();
