@@ -2,14 +2,17 @@
 #![allow(unsafe_code)]
 
 use crate::report;
-use core::sync::atomic::{AtomicU32, Ordering::*};
+use crate::sync::atomic::{AtomicU32, Ordering::*};
+use crate::sync::futex::{self, Flags, Timespec};
 use gmem_hal::{Event, Wait, lock_api};
 use rustix::io::Errno;
-use rustix::thread::futex::{self, Flags, Timespec};
 
 const FREE: u32 = 0;
 const HELD: u32 = 1;
 const CONTENDED: u32 = 2;
+
+/// How often a lock is looked at before its taker sleeps. A model tells nothing new by looking again.
+const LOOKS: usize = if cfg!(loom) { 1 } else { 64 };
 
 /// A lock that a signal handler may take, provided that its holders take no signals: gmem's own threads block them all, and the
 /// handler for in-thread delivery runs with all of them masked.
@@ -29,7 +32,7 @@ unsafe impl lock_api::RawMutex for FutexLock {
             return;
         }
         // Critical sections are short, so a holder that runs is soon done: look a few times before the system call.
-        for _ in 0..64 {
+        for _ in 0..LOOKS {
             core::hint::spin_loop();
             if self.0.load(Relaxed) == FREE && self.0.compare_exchange(FREE, HELD, Acquire, Relaxed).is_ok() {
                 return;
@@ -102,7 +105,10 @@ impl Event for FutexEvent {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, loom))]
+mod models;
+
+#[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
     use gmem_hal::{VirtAddr, WaitKind};

@@ -26,6 +26,7 @@ mod futex;
 mod host;
 mod in_thread;
 mod platform;
+mod pressure;
 mod private;
 mod probe;
 mod ranges;
@@ -33,6 +34,7 @@ mod report;
 mod service;
 mod shared;
 mod space;
+mod sync;
 mod sys;
 mod threads;
 

@@ -1,17 +1,15 @@
 //! The platform: host, lock, event, eviction calls and metadata accounting.
 
+use crate::pressure::Pressure;
 use crate::{FutexEvent, FutexLock, LinuxHost};
-use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::*};
-use gmem_hal::{Event, HnodeId, OutOfMemory, Platform};
+use core::sync::atomic::{AtomicUsize, Ordering::*};
+use gmem_hal::{HnodeId, OutOfMemory, Platform};
 
 /// Linux as the core's platform.
 #[derive(Debug)]
 pub struct LinuxPlatform {
     host: LinuxHost,
-    /// One bit per hnode that wants an eviction. Every id has one, so that none is ever confused with another.
-    wanted: Box<[AtomicU64]>,
-    event: FutexEvent,
-    stopped: AtomicBool,
+    pressure: Pressure,
     charged: AtomicUsize,
     limit: usize,
 }
@@ -24,35 +22,19 @@ impl LinuxPlatform {
 
     /// A platform on which the core's metadata may take `limit` bytes.
     pub fn with_metadata_limit(host: LinuxHost, limit: usize) -> Self {
-        let words = (usize::from(u16::MAX) + 1) / 64;
-        let wanted = (0..words).map(|_| AtomicU64::new(0)).collect();
-        Self { host, wanted, event: FutexEvent::default(), stopped: AtomicBool::new(false), charged: AtomicUsize::new(0), limit }
+        // Every id has a bit, so that none is ever confused with another.
+        Self { host, pressure: Pressure::new(usize::from(u16::MAX) + 1), charged: AtomicUsize::new(0), limit }
     }
 
     /// Waits until some hnode is short of free frames, and gives it; each report of pressure is given out once. `None` after
     /// [`LinuxPlatform::stop_pressure`]. For the thread that runs the background eviction.
     pub fn next_pressure(&self) -> Option<HnodeId> {
-        loop {
-            let epoch = self.event.epoch();
-            if self.stopped.load(SeqCst) {
-                return None;
-            }
-            for (i, word) in self.wanted.iter().enumerate() {
-                let bits = word.load(SeqCst);
-                if bits != 0 {
-                    let bit = bits.trailing_zeros();
-                    word.fetch_and(!(1 << bit), SeqCst);
-                    return Some(HnodeId(i as u16 * 64 + bit as u16));
-                }
-            }
-            self.event.wait_quietly(epoch);
-        }
+        self.pressure.next().map(|id| HnodeId(id as u16))
     }
 
     /// Makes every call of [`LinuxPlatform::next_pressure`], present and future, answer `None`.
     pub fn stop_pressure(&self) {
-        self.stopped.store(true, SeqCst);
-        self.event.signal();
+        self.pressure.stop();
     }
 
     /// Bytes of metadata charged and not uncharged.
@@ -71,10 +53,7 @@ impl Platform for LinuxPlatform {
     }
 
     fn pressure(&self, hnode: HnodeId) {
-        let (word, bit) = (usize::from(hnode.0) / 64, 1 << (hnode.0 % 64));
-        if self.wanted[word].fetch_or(bit, SeqCst) & bit == 0 {
-            self.event.signal();
-        }
+        self.pressure.report(hnode.0.into());
     }
 
     fn charge(&self, bytes: usize) -> Result<(), OutOfMemory> {
@@ -88,7 +67,7 @@ impl Platform for LinuxPlatform {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
     use crate::{Threads, UffdAccess};
@@ -111,7 +90,7 @@ mod tests {
         let waiter = platform.clone();
         let t = std::thread::spawn(move || (waiter.next_pressure(), waiter.next_pressure()));
         platform.pressure(HnodeId(5));
-        while platform.wanted[0].load(SeqCst) != 0 {
+        while platform.pressure.is_reported(5) {
             std::thread::yield_now();
         }
         platform.stop_pressure();

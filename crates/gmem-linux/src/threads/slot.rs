@@ -1,15 +1,15 @@
 //! A closure lent to another thread for the length of a call.
 #![allow(unsafe_code)]
 
-use core::cell::UnsafeCell;
-use core::sync::atomic::{AtomicBool, Ordering::*};
+use crate::sync::UnsafeCell;
+use crate::sync::atomic::{AtomicBool, Ordering::*};
+use crate::sync::thread::{self, Thread};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::thread::{self, Thread};
 
 /// The closure before, and the result after. Lives on the stack of the caller, who does not leave before `done`.
 pub(super) struct Slot<F, T> {
     work: UnsafeCell<Option<F>>,
-    result: UnsafeCell<Option<thread::Result<T>>>,
+    result: UnsafeCell<Option<std::thread::Result<T>>>,
     done: AtomicBool,
     caller: Thread,
 }
@@ -49,7 +49,7 @@ impl Job {
 
 impl<F: FnOnce() -> T + Send, T: Send> Slot<F, T> {
     pub(super) fn new(work: F) -> Self {
-        Self { work: UnsafeCell::new(Some(work)), result: UnsafeCell::new(None), done: AtomicBool::new(false), caller: thread::current() }
+        Self { work: UnsafeCell::new(Some(work)), result: UnsafeCell::new(None), done: AtomicBool::default(), caller: thread::current() }
     }
 
     /// The job that runs the closure.
@@ -66,10 +66,10 @@ impl<F: FnOnce() -> T + Send, T: Send> Slot<F, T> {
         // SAFETY: the caller of `job` keeps the slot alive and in place until `done`, which the answer stores.
         let slot = unsafe { &*slot.cast::<Self>() };
         // SAFETY: until `done` only this one call touches the cells: the owner of the slot reads them only after it.
-        let work = unsafe { (*slot.work.get()).take() }.expect("a job runs once");
+        let work = slot.work.with_mut(|work| unsafe { (*work).take() }).expect("a job runs once");
         let result = catch_unwind(AssertUnwindSafe(work));
         // SAFETY: as above.
-        unsafe { *slot.result.get() = Some(result) };
+        slot.result.with_mut(|to| unsafe { *to = Some(result) });
         Done { done: &raw const slot.done, caller: slot.caller.clone() }
     }
 
@@ -82,10 +82,52 @@ impl<F: FnOnce() -> T + Send, T: Send> Slot<F, T> {
             thread::park();
         }
         // SAFETY: after `done` the job touches the slot no more, and a slot is not Sync: this thread alone has it.
-        let result = unsafe { (*self.result.get()).take() };
+        let result = self.result.with_mut(|result| unsafe { (*result).take() });
         match result.expect("the job stored a result before it said done") {
             Ok(value) => value,
             Err(panic) => resume_unwind(panic),
         }
+    }
+}
+
+#[cfg(all(test, loom))]
+mod models {
+    use super::*;
+    use gmem_loom::model;
+
+    #[test]
+    fn loom_a_slot_outlives_its_job_and_its_result_is_whole() {
+        model(|| {
+            let slot = Slot::new(|| vec![7]);
+            // SAFETY: called once; the thread below runs the job; `wait` follows at once.
+            let job = unsafe { slot.job() };
+            let worker = thread::spawn(move || drop(job.run()));
+            assert_eq!(slot.wait(), [7]);
+            drop(slot);
+            worker.join().expect("no panic");
+        });
+    }
+
+    /// An answer that says done before the result is there for all to see.
+    #[test]
+    #[should_panic = "Causality violation"]
+    fn loom_canary_done_said_without_release() {
+        model(|| {
+            let slot = Slot::new(|| 7);
+            // SAFETY: as above.
+            let job = unsafe { slot.job() };
+            let worker = thread::spawn(move || {
+                let done = job.run();
+                // SAFETY: the slot is alive until `done` is set.
+                unsafe { (*done.done).store(true, Relaxed) };
+                // An unpark would order the two by itself; a caller that had not parked yet gets none.
+                std::mem::forget(done);
+            });
+            while !slot.done.load(Acquire) {
+                thread::yield_now();
+            }
+            assert_eq!(slot.wait(), 7);
+            worker.join().expect("no panic");
+        });
     }
 }
