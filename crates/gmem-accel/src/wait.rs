@@ -6,7 +6,7 @@ use rustix::thread::futex::{self, Flags};
 use std::sync::atomic::{AtomicU32, Ordering, fence};
 use std::time::Duration;
 
-const AWAKE: u32 = 0;
+/// The bit of a bell that says that somebody may sleep on it; the others count how often it was taken back.
 const ASLEEP: u32 = 1;
 
 /// Nanoseconds on the monotonic clock.
@@ -41,8 +41,9 @@ impl Deadline {
 
 /// A futex word that tells whether somebody sleeps on it, so that ringing costs a system call only when it must.
 ///
-/// Only the one who rings ever clears the word: a waiter that left early costs one needless wake, never a lost one. Any number of threads
-/// may sleep on one bell; all of them wake and look again.
+/// Only the one who rings ever takes the mark of a sleeper back: a waiter that left early costs one needless wake, never a lost one. Any number of threads
+/// may sleep on one bell; all of them wake and look again. That is what the count is for: one who is about to sleep when the bell rings, and finds the mark
+/// that another has made since, must not take it for its own.
 #[derive(Clone, Copy)]
 pub(crate) struct Bell<'a>(pub(crate) &'a AtomicU32);
 
@@ -51,29 +52,31 @@ impl Bell<'_> {
     pub(crate) fn ring(self) {
         // Pairs with the fence in `sleep`: either we see ASLEEP, or the sleeper's second look sees what we stored.
         fence(Ordering::SeqCst);
-        if self.0.load(Ordering::Relaxed) != AWAKE && self.0.swap(AWAKE, Ordering::SeqCst) != AWAKE {
+        let word = self.0.load(Ordering::Relaxed);
+        // Only another ring changes a word that is marked; it wakes those that this one would have.
+        if word & ASLEEP != 0 && self.0.compare_exchange(word, word.wrapping_add(1), Ordering::SeqCst, Ordering::Relaxed).is_ok() {
             // The result is the number woken. An error would mean an unmapped word, which `&AtomicU32` excludes.
             let _ = futex::wake(self.0, Flags::empty(), i32::MAX as u32);
         }
     }
 
-    /// Wakes the sleepers whatever the word says. For the end of a process that rang this bell: it may have been killed between clearing the
-    /// word and waking, or have cleared it out of malice.
+    /// Wakes the sleepers whatever the word says. For the end of a process that rang this bell: it may have been killed between changing the
+    /// word and waking, or have changed it out of malice.
     pub(crate) fn alarm(self) {
-        self.0.store(AWAKE, Ordering::SeqCst);
+        self.0.fetch_add(2, Ordering::SeqCst);
         let _ = futex::wake(self.0, Flags::empty(), i32::MAX as u32);
     }
 
     /// Sleeps until rung, until `deadline`, or not at all if `ready` already holds. May return early: look again.
     fn sleep(self, deadline: Deadline, ready: &mut impl FnMut() -> bool) {
-        self.0.store(ASLEEP, Ordering::SeqCst);
+        let marked = self.0.fetch_or(ASLEEP, Ordering::SeqCst) | ASLEEP;
         fence(Ordering::SeqCst);
         if ready() {
             return;
         }
         let timeout = deadline.left().map(|d| rustix::time::Timespec { tv_sec: d.as_secs() as i64, tv_nsec: d.subsec_nanos().into() });
         // EAGAIN (rung meanwhile), EINTR and ETIMEDOUT all mean: look again.
-        let _ = futex::wait(self.0, Flags::empty(), ASLEEP, timeout.as_ref());
+        let _ = futex::wait(self.0, Flags::empty(), marked, timeout.as_ref());
     }
 
     /// Waits until `ready`: with patience first, asleep then. Returns false if `deadline` passed before.
@@ -256,7 +259,7 @@ mod tests {
         std::thread::sleep(Duration::from_millis(20));
         words.1.store(7, Ordering::SeqCst);
         // As a process that is killed in the middle of a ring leaves it.
-        words.0.store(AWAKE, Ordering::SeqCst);
+        words.0.fetch_add(1, Ordering::SeqCst);
         let start = now_ns();
         Bell(&words.0).alarm();
         assert!(sleeper.join().unwrap());
