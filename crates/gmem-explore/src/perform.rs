@@ -166,7 +166,7 @@ impl CoreWorld {
 
     fn limit(&self, device: usize, pages: u64) -> Outcome {
         let member = &self.members[device];
-        let first = member.pools.borrow()[0];
+        let first = member.pools()[0];
         let limit = (pages * self.shape.page_size.bytes()).min(first.0.len().get());
         outcome(self.core.hnode_set_limit(first.1.expect("the first pool stays"), ByteLen(limit)))
     }
@@ -174,8 +174,8 @@ impl CoreWorld {
     /// Takes the last of several pools back, or registers it again.
     fn toggle_memory(&self, device: usize) -> Outcome {
         let member = &self.members[device];
-        let count = member.pools.borrow().len();
-        let (range, hnode) = member.pools.borrow()[count - 1];
+        let count = member.pools().len();
+        let (range, hnode) = member.pools()[count - 1];
         if count == 1 {
             return Outcome::Refused(Refusal::Invalid);
         }
@@ -188,7 +188,7 @@ impl CoreWorld {
         };
         match result {
             Ok(now) => {
-                member.pools.borrow_mut()[count - 1].1 = now;
+                member.pools()[count - 1].1 = now;
                 Outcome::Done
             }
             Err(error) => Outcome::Refused(error.refuse()),

@@ -5,9 +5,8 @@ use gmem_core::Core;
 use gmem_hal::{DeviceId, HnodeId, PageSize, PhysRange, SpaceId};
 use gmem_sim::random::{Op, Outcome, Shape, World};
 use gmem_sim::{Account, Callback, Canary, DeviceBuilder, Sim, SimDevice, SimHost, SimPlatform};
-use std::cell::RefCell;
 use std::fmt::Debug;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// A device of a world.
 pub struct Member {
@@ -16,7 +15,14 @@ pub struct Member {
     /// What the core calls it.
     pub id: DeviceId,
     /// The pools of its memory; the last one comes and goes.
-    pub pools: RefCell<Vec<(PhysRange, Option<HnodeId>)>>,
+    pools: Mutex<Vec<(PhysRange, Option<HnodeId>)>>,
+}
+
+impl Member {
+    /// The pools, for a look or a change between two calls.
+    pub fn pools(&self) -> MutexGuard<'_, Vec<(PhysRange, Option<HnodeId>)>> {
+        self.pools.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// The core, its machine, and the ids of what a [`Shape`] names by indices.
@@ -129,7 +135,7 @@ fn member(sim: &Sim, core: &Arc<Core<SimPlatform>>, builder: DeviceBuilder, pool
     let each = all.len().get() / pools;
     let pool = |n| PhysRange { begin: all.begin + n * each, end: all.begin + (n + 1) * each };
     let register = |range| (range, Some(insist(sim, Some(&device), || core.device_register_memory(id, range))));
-    let pools = RefCell::new((0..pools).map(pool).map(register).collect());
+    let pools = Mutex::new((0..pools).map(pool).map(register).collect());
     Member { device, id, pools }
 }
 

@@ -130,7 +130,7 @@ fn memory_in_use_is_neither_taken_back_nor_capped_below_what_is_used() {
     let mut world = begin(&POOLS, &[(0, Mode::CoherentExclusive)]);
     done(&mut world, Op::DevWrite(0, spot(0), 2));
     let (size, id) = (world.shape.page_size.bytes(), world.members[0].id);
-    let first = world.members[0].pools.borrow()[0].1.expect("it is registered");
+    let first = world.members[0].pools()[0].1.expect("it is registered");
     assert_eq!(world.core.device_unregister_memory(id, first), Err(DeviceCallError::MemoryInUse(ByteLen(size))));
     assert_eq!(world.core.hnode_set_limit(first, ByteLen(0)), Err(DeviceCallError::MemoryInUse(ByteLen(size))));
     // The last pool holds nothing: it goes and comes, and the others go on.
@@ -164,7 +164,7 @@ fn what_a_context_that_never_answered_may_reach_is_not_freed_with_a_later_one() 
     let mut world = begin(&STANDARD, &[(2, Mode::CoherentExclusive)]);
     let no_answer = Injected::Device(DeviceError::NoAnswer);
     let quarantined = |world: &CoreWorld| {
-        let hnode = world.members[2].pools.borrow()[0].1.expect("it is registered");
+        let hnode = world.members[2].pools()[0].1.expect("it is registered");
         world.core.hnode_stats(hnode).expect("it is there").quarantined.get() / world.shape.page_size.bytes()
     };
     (0..PAGES).for_each(|page| done(&mut world, Op::DevWrite(2, spot(page), 2)));

@@ -35,6 +35,6 @@ pub use inject::{Callback, Coverage, Injected};
 pub use lock::{SimEvent, SimLock};
 pub use platform::{Account, SimPlatform};
 pub use rng::Rng;
-pub use sched::{Reason, Report, Scheduler, current, is_scheduled, yield_point};
+pub use sched::{Driver, Reason, Report, Scheduler, current, drive, is_scheduled, yield_point};
 pub use sim::{Hazards, Sim};
 pub use trace::TraceEvent;

@@ -1,6 +1,6 @@
 //! Threads of control on stacks of their own.
 
-use super::{Blocked, CURRENT, HELD, Reason};
+use super::{Blocked, CURRENT, Reason, held_by};
 use corosensei::{Coroutine, CoroutineResult, Yielder};
 use std::cell::Cell;
 use std::ptr;
@@ -25,9 +25,8 @@ thread_local! {
 pub(super) struct Control {
     id: u32,
     coroutine: Coroutine<(), Suspend, ()>,
-    /// Its channel and its lock count while it does not run.
+    /// Its channel while it does not run.
     channel: *const Channel,
-    held: u32,
 }
 
 impl Control {
@@ -37,20 +36,19 @@ impl Control {
             CHANNEL.set(channel);
             body();
         });
-        Self { id, coroutine, channel: ptr::null(), held: 0 }
+        Self { id, coroutine, channel: ptr::null() }
     }
 
     /// Runs it until it suspends itself or ends (`None`). A panic in it comes out here.
     pub(super) fn resume(&mut self) -> Option<Suspend> {
-        let outer = (CURRENT.replace(self.id), CHANNEL.replace(self.channel), HELD.replace(self.held));
+        let outer = (CURRENT.replace(self.id), CHANNEL.replace(self.channel));
         let _restore = Restore(outer);
         let result = self.coroutine.resume(());
         self.channel = CHANNEL.get();
-        self.held = HELD.get();
         match result {
             CoroutineResult::Yield(suspend) => Some(suspend),
             CoroutineResult::Return(()) => {
-                assert_eq!(self.held, 0, "control {} ended with a lock of the core held", self.id);
+                assert_eq!(held_by(self.id), 0, "control {} ended with a lock of the core held", self.id);
                 None
             }
         }
@@ -58,13 +56,12 @@ impl Control {
 }
 
 /// Puts the thread-local state of the scheduler's own control back, also when a panic passes.
-struct Restore((u32, *const Channel, u32));
+struct Restore((u32, *const Channel));
 
 impl Drop for Restore {
     fn drop(&mut self) {
         CURRENT.set(self.0.0);
         CHANNEL.set(self.0.1);
-        HELD.set(self.0.2);
     }
 }
 

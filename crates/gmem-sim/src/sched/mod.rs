@@ -2,18 +2,21 @@
 //!
 //! Everything that another thread could get in front of calls [`yield_point`] first: every lock, every callback, every wait. Without a scheduler it
 //! does nothing, and a run is one thread of control. Under a [`Scheduler`] the threads of control are coroutines of one thread, and a seed chooses
-//! who goes on.
+//! who goes on. A [`Driver`] does the same with threads of control of its own.
 
 mod coroutine;
+mod driver;
 mod scheduler;
 #[cfg(test)]
 mod tests;
 
+pub use driver::{Driver, drive};
 pub use scheduler::{Report, Scheduler};
 
 use coroutine::Suspend;
 use gmem_hal::Wait;
 use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
 use std::fmt;
 
 /// Why control may pass here.
@@ -88,15 +91,15 @@ impl fmt::Display for Waiting<'_> {
 thread_local! {
     /// The running thread of control; 0 outside of a scheduler.
     static CURRENT: Cell<u32> = const { Cell::new(0) };
-    /// How many locks of the core it holds.
-    static HELD: Cell<u32> = const { Cell::new(0) };
+    /// How many locks of the core each thread of control holds.
+    static HELD: RefCell<BTreeMap<u32, u32>> = const { RefCell::new(BTreeMap::new()) };
     /// Keys of locks and events that were released or signalled since the scheduler last looked.
     static WOKEN: RefCell<Vec<usize>> = const { RefCell::new(Vec::new()) };
 }
 
 /// The running thread of control: 0 outside of a scheduler, from 1 inside.
 pub fn current() -> u32 {
-    CURRENT.get()
+    driver::driver().map_or_else(|| CURRENT.get(), Driver::current)
 }
 
 /// Whether a scheduler runs the caller.
@@ -108,33 +111,50 @@ pub fn is_scheduled() -> bool {
 pub fn yield_point(reason: Reason) {
     // A panic on its way out runs destructors; switching away would leave it half-way.
     if is_scheduled() && !std::thread::panicking() {
-        coroutine::suspend(Suspend::Ready(reason));
+        match driver::driver() {
+            Some(driver) => driver.switch(),
+            None => coroutine::suspend(Suspend::Ready(reason)),
+        }
     }
 }
 
 /// Sleeps until [`wake`] is called for what the caller waits for, or earlier. Only under a scheduler.
 pub(crate) fn block(on: Blocked) {
-    coroutine::suspend(Suspend::Blocked(on));
+    match driver::driver() {
+        Some(driver) => driver.block(on.key()),
+        None => coroutine::suspend(Suspend::Blocked(on)),
+    }
 }
 
 /// Wakes every thread of control that blocks on `key`.
 pub(crate) fn wake(key: usize) {
     if is_scheduled() {
-        WOKEN.with_borrow_mut(|woken| woken.push(key));
+        match driver::driver() {
+            Some(driver) => driver.wake(key),
+            None => WOKEN.with_borrow_mut(|woken| woken.push(key)),
+        }
     }
 }
 
 pub(crate) fn lock_taken() {
-    HELD.set(HELD.get() + 1);
+    HELD.with_borrow_mut(|held| *held.entry(current()).or_default() += 1);
 }
 
 pub(crate) fn lock_given_back() {
-    HELD.set(HELD.get().saturating_sub(1));
+    HELD.with_borrow_mut(|held| {
+        let held = held.entry(current()).or_default();
+        *held = held.saturating_sub(1);
+    });
+}
+
+/// How many locks of the core the thread of control `id` holds.
+fn held_by(id: u32) -> u32 {
+    HELD.with_borrow(|held| held.get(&id).copied().unwrap_or_default())
 }
 
 /// Panics if the caller holds a lock of the core, over which it must not do `what`.
 pub(crate) fn assert_no_lock_held(what: &str) {
-    let held = HELD.get();
+    let held = held_by(current());
     assert!(
         held == 0 || std::thread::panicking(),
         "{what} with {held} locks of the core held: no callback, copy or wait may be under a lock"

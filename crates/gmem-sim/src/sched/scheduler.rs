@@ -1,7 +1,7 @@
 //! Interleaving threads of control by a seed.
 
 use super::coroutine::{Control, Suspend};
-use super::{Blocked, Reason, WOKEN};
+use super::{Blocked, HELD, Reason, WOKEN};
 use crate::Rng;
 use std::fmt::Write as _;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
@@ -87,6 +87,7 @@ impl Scheduler {
             // Unwinding the stacks of the others would run destructors that meet a world broken in the middle: leak them instead.
             std::mem::forget(self.tasks);
             WOKEN.take();
+            HELD.take();
             resume_unwind(panic);
         }
         report
