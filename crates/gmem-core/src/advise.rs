@@ -32,9 +32,8 @@ impl<P: Platform> Core<P> {
     /// [`RangeError::Fault`] with the first page that could not be brought; those before it were.
     pub fn prefetch(&self, space: SpaceId, range: VirtRange, device: Option<DeviceId>, access: Access) -> Result<usize, RangeError> {
         let (space, context) = self.find(space, device)?;
-        self.check_mapped(&space, range)?;
         let mut moved = 0;
-        let result = self.each_page(&space, range, |_, page| {
+        let result = self.each_mapped_page(&space, range, |_, page| {
             let touched = self.bring(&space, context.as_ref(), page, access, false)?;
             moved += usize::from(touched == Touched::Moved);
             Ok(())
@@ -65,9 +64,8 @@ impl<P: Platform> Core<P> {
     /// [`RangeError::TooManyPins`] at 255; then no page was pinned.
     pub fn pin(&self, space: SpaceId, range: VirtRange) -> Result<(), RangeError> {
         let found = self.space(space).ok_or(RangeError::NoSuchSpace(space))?;
-        self.check_mapped(&found, range)?;
         let mut pinned = None;
-        let result = self.each_page(&found, range, |region, page| {
+        let result = self.each_mapped_page(&found, range, |region, page| {
             self.change_pins(&found, page, true)?;
             pinned = Some(region.page(page).end());
             Ok(())
@@ -141,6 +139,28 @@ impl<P: Platform> Core<P> {
         let context = found.lock().context_of(device).ok_or(RangeError::NotAttached(device))?;
         let owner = self.table_owner(&found, &context);
         Ok((found, owner))
+    }
+
+    /// Calls `each` for every page of `range`, rounded outward, all of which must be mapped and stay so: [`RangeError::NotMapped`] with the first that is not, after
+    /// those before it. To pass over a page that was unmapped meanwhile would be to say that something was done to it, and to undo that later on whatever is
+    /// mapped there then.
+    pub(crate) fn each_mapped_page(
+        &self,
+        space: &Space<P>,
+        range: VirtRange,
+        mut each: impl FnMut(&Region, VirtAddr) -> Result<(), RangeError>,
+    ) -> Result<(), RangeError> {
+        self.check_mapped(space, range)?;
+        let mut end = range.start();
+        self.each_page(space, range, |region, page| {
+            if page > end {
+                return Err(RangeError::NotMapped(end));
+            }
+            each(region, page)?;
+            end = region.page(page).end();
+            Ok(())
+        })?;
+        if end < range.end() { Err(RangeError::NotMapped(end)) } else { Ok(()) }
     }
 
     /// Calls `each` for every page of every region in `range`, rounded outward, with no lock held: the region may be gone when `each` looks.

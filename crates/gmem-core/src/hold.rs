@@ -38,12 +38,10 @@ impl<P: Platform> Core<P> {
         sorted.sort_by_key(|hold| hold.range.start());
         for (n, hold) in sorted.iter().enumerate() {
             let mut end = hold.range.start();
-            let result = self.check_mapped(&found, hold.range).and_then(|()| {
-                self.each_page(&found, hold.range, |region, page| {
-                    self.bring(&found, context.as_ref(), page, hold.access, true)?;
-                    end = region.page(page).end();
-                    Ok(())
-                })
+            let result = self.each_mapped_page(&found, hold.range, |region, page| {
+                self.bring(&found, context.as_ref(), page, hold.access, true)?;
+                end = region.page(page).end();
+                Ok(())
             });
             if let Err(e) = result {
                 let taken = sorted[..n].iter().map(|hold| hold.range).chain(VirtRange::new(hold.range.start(), end));
