@@ -1,0 +1,171 @@
+//! One thread of a race.
+
+use super::arena::{Arena, LATE, PAGES, PEER, first, mode, spot};
+use super::verb::Verb;
+use gmem_core::HoldRange;
+use gmem_hal::{Access, Backing, Mode, Prot};
+use gmem_sim::Rng;
+use gmem_sim::random::{Op, Outcome, PageRun};
+
+/// A thread that does one verb between accesses, and knows what its own bytes must be.
+pub(crate) struct Racer<'a> {
+    arena: &'a Arena,
+    me: u64,
+    rng: Rng,
+    /// What is in its bytes of each page; `None` once they were seen to be given up.
+    mine: [Option<u8>; PAGES as usize],
+}
+
+impl<'a> Racer<'a> {
+    pub(crate) fn new(arena: &'a Arena, me: u64, seed: u64) -> Self {
+        Self { arena, me, rng: Rng::stream(seed, 0x5000 + me), mine: std::array::from_fn(|page| Some(first(page as u64))) }
+    }
+
+    /// Runs; returns what must be in its bytes of each page.
+    pub(crate) fn run(mut self, verb: Verb) -> [Option<u8>; PAGES as usize] {
+        self.access();
+        self.act(verb);
+        self.access();
+        self.mine
+    }
+
+    fn act(&mut self, verb: Verb) {
+        let run = self.some_pages();
+        let device = self.rng.index(LATE);
+        match verb {
+            Verb::Fault => (0..2).for_each(|_| self.access()),
+            Verb::Evict => self.evict(),
+            Verb::PeerEvict => {
+                self.arena.world.members[PEER].device.peer_evict(1 + self.rng.index(2));
+            }
+            Verb::Unmap => {
+                self.perform(Op::Unmap(run));
+                // Somebody else may have mapped a page of it again.
+                self.perform(Op::Map(run, Prot::RW, Backing::Shared));
+            }
+            Verb::Protect => {
+                self.perform(Op::Protect(run, Prot::READ));
+                self.access();
+                self.perform(Op::Protect(run, Prot::RW));
+            }
+            Verb::Attach => {
+                let mode = if self.rng.coin() { Mode::CoherentExclusive } else { Mode::Replicate };
+                let activate = self.rng.coin();
+                self.perform(Op::Attach { space: 0, device: LATE, mode, activate });
+                self.access_by(LATE + 1);
+            }
+            Verb::Detach => {
+                self.perform(Op::Detach(0, device));
+                if self.rng.coin() {
+                    self.perform(Op::Attach { space: 0, device, mode: mode(device), activate: true });
+                }
+            }
+            Verb::Hold => self.hold(device, run),
+            Verb::Pin => {
+                if self.perform(Op::Pin(run)) == Outcome::Done {
+                    self.evict();
+                    self.perform(Op::Unpin(run));
+                }
+            }
+            Verb::Discard => {
+                self.perform(Op::Discard(run));
+            }
+            Verb::Prefetch => {
+                self.perform(Op::Prefetch(run, (device < 3).then_some(device)));
+            }
+            Verb::Lose => {
+                let told = self.rng.coin();
+                self.perform(Op::Lose(device, told));
+            }
+            // Others may have it destroyed first.
+            Verb::Destroy => drop(self.arena.world.core.space_destroy(self.arena.world.spaces[0])),
+        }
+    }
+
+    fn some_pages(&mut self) -> PageRun {
+        let first = self.rng.below(PAGES);
+        PageRun { space: 0, first, count: 1 + self.rng.below(PAGES - first) }
+    }
+
+    /// Does it, and fails if it is refused without an excuse.
+    fn perform(&self, op: Op) -> Outcome {
+        let outcome = self.arena.world.perform(&op);
+        if let Outcome::Refused(why) = outcome {
+            assert!(self.arena.excuses(why), "racer {}: {op:?} was refused: {why:?}", self.me);
+        }
+        outcome
+    }
+
+    /// Has pages evicted: as a thread that is short of memory does, or in the background.
+    fn evict(&mut self) {
+        let (device, pages) = (self.rng.index(2), 1 + self.rng.index(2));
+        let world = &self.arena.world;
+        if self.rng.coin() {
+            self.perform(Op::Evict(device, pages));
+        } else {
+            for hnode in world.core.hnodes_of(world.members[device].id) {
+                world.core.evict_background(hnode);
+            }
+        }
+    }
+
+    /// A launch on a device that names its pages, or the kernel's I/O on them.
+    fn hold(&mut self, device: usize, run: PageRun) {
+        let page = run.first + self.rng.below(run.count);
+        if device < 3 && self.rng.coin() {
+            let value = self.rng.draw() as u8;
+            if self.perform(Op::Launch(device, run, spot(self.me, page), value)) == Outcome::Done {
+                self.mine[page as usize] = Some(value);
+            }
+            return;
+        }
+        let world = &self.arena.world;
+        let range = world.shape.range(&run);
+        let held = [HoldRange { range, access: Access::Read }];
+        if world.core.hold(world.spaces[0], None, &held).is_ok() {
+            self.access_page(LATE + 2, page);
+            // The address space waits for it.
+            world.core.unhold(world.spaces[0], None, &held).expect("an address space is not destroyed while pages of it are held");
+        }
+    }
+
+    fn access(&mut self) {
+        let by = self.rng.index(LATE + 2);
+        self.access_by(if by == LATE { LATE + 2 } else { by });
+    }
+
+    /// One access by a device, or by the CPU if there is no such device.
+    fn access_by(&mut self, by: usize) {
+        let page = self.rng.below(PAGES);
+        self.access_page(by, page);
+    }
+
+    fn access_page(&mut self, by: usize, page: u64) {
+        let (spot, value) = (spot(self.me, page), self.rng.draw() as u8);
+        let device = (by <= LATE).then_some(by);
+        let op = match (device, self.rng.coin()) {
+            (None, true) => Op::CpuWrite(spot, value),
+            (None, false) => Op::CpuRead(spot),
+            (Some(device), true) => Op::DevWrite(device, spot, value),
+            (Some(device), false) => Op::DevRead(device, spot),
+        };
+        match self.perform(op) {
+            Outcome::Done => self.mine[page as usize] = Some(value),
+            Outcome::Loaded(bytes) => {
+                let mine = &mut self.mine[page as usize];
+                check(self.arena, self.me, page, mine, &bytes);
+            }
+            Outcome::Refused(_) => {}
+        }
+    }
+}
+
+/// The bytes of racer `me` in a page are what it stored last, or zeros for good if something gave contents up.
+pub(crate) fn check(arena: &Arena, me: u64, page: u64, mine: &mut Option<u8>, bytes: &[u8]) {
+    let zero = bytes.iter().all(|byte| *byte == 0);
+    match mine {
+        Some(value) if *bytes == spot(me, page).bytes(*value) => {}
+        _ if zero && (mine.is_none() || arena.discards()) => *mine = None,
+        _ => panic!("racer {me}: page {page} holds {bytes:x?} instead of {mine:x?} (as stored)"),
+    }
+}
