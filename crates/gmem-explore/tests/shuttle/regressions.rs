@@ -44,6 +44,12 @@ fn a_hold_of_a_range_that_loses_a_page_is_refused() {
     replay(&[Evict, Unmap, Hold], None, include_str!("schedules/hold_of_a_lost_page.txt").trim());
 }
 
+/// Planted: a protect that takes access away without waiting for the faults that began before it. One of them then mapped more than the region allows.
+#[test]
+fn a_protect_waits_for_a_fault_on_its_way() {
+    replay(&[Fault, Protect], None, include_str!("schedules/protect_during_a_fault.txt").trim());
+}
+
 /// The same schedule finds the same defect again. This one is planted: a copy that leaves its second half out.
 #[test]
 #[should_panic = "instead of"]
