@@ -61,6 +61,7 @@ fn once(verbs: &'static [Verb], canary: Option<Canary>) {
 
 fn settle(arena: Arena, mut mine: Vec<[Option<u8>; PAGES as usize]>) {
     let world = &arena.world;
+    world.sim.clear_failures();
     world.background();
     world.core.verify().unwrap_or_else(|why| panic!("afterwards, {why}"));
     world.check_tables().unwrap_or_else(|why| panic!("afterwards, {why}"));

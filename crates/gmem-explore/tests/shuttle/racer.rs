@@ -3,9 +3,9 @@
 use super::arena::{Arena, LATE, PAGES, PEER, first, mode, spot};
 use super::verb::Verb;
 use gmem_core::HoldRange;
-use gmem_hal::{Access, Backing, Mode, Prot};
-use gmem_sim::Rng;
+use gmem_hal::{Access, Backing, DeviceError, Mode, Prot};
 use gmem_sim::random::{Op, Outcome, PageRun};
+use gmem_sim::{Callback, Injected, Rng};
 
 /// A thread that does one verb between accesses, and knows what its own bytes must be.
 pub(crate) struct Racer<'a> {
@@ -73,10 +73,7 @@ impl<'a> Racer<'a> {
             Verb::Prefetch => {
                 self.perform(Op::Prefetch(run, (device < 3).then_some(device)));
             }
-            Verb::Lose => {
-                let told = self.rng.coin();
-                self.perform(Op::Lose(device, told));
-            }
+            Verb::Lose => self.lose(device, run),
             // Others may have it destroyed first.
             Verb::Destroy => drop(self.arena.world.core.space_destroy(self.arena.world.spaces[0])),
         }
@@ -107,6 +104,21 @@ impl<'a> Racer<'a> {
                 world.core.evict_background(hnode);
             }
         }
+    }
+
+    /// A device dies, or does not answer when something is taken from it, which is what the core finds out next.
+    fn lose(&mut self, device: usize, run: PageRun) {
+        const REVOKES: [Callback; 3] = [Callback::PmapRelease, Callback::TlbInvalidate, Callback::TlbInvalidateCoalesced];
+        if self.rng.coin() {
+            let told = self.rng.coin();
+            self.perform(Op::Lose(device, told));
+            return;
+        }
+        let world = &self.arena.world;
+        let revoke = REVOKES[self.rng.index(REVOKES.len())];
+        world.sim.fail_nth_on(world.members[device].device.number(), revoke, 1, Injected::Device(DeviceError::NoAnswer));
+        self.perform(Op::Prefetch(run, None));
+        self.evict();
     }
 
     /// A launch on a device that names its pages, or the kernel's I/O on them.

@@ -18,7 +18,7 @@ pub(crate) enum Verb {
     Pin,
     Discard,
     Prefetch,
-    /// A device dies.
+    /// A device dies, or stops answering.
     Lose,
     /// The address space is destroyed.
     Destroy,
