@@ -93,7 +93,7 @@ fn a_refused_region_costs_no_metadata_and_no_addresses() {
 /// Takes back the memory of the first device.
 fn take_memory(world: &CoreWorld) -> PhysRange {
     let member = &world.members[0];
-    let (range, hnode) = member.pools().borrow()[0];
+    let (range, hnode) = member.pools()[0];
     let hnode = hnode.expect("registered");
     world.core.device_unregister_memory(member.id, hnode).expect("nothing is in it");
     member.device.memory_unregistered(hnode);
@@ -109,7 +109,7 @@ fn memory_that_was_taken_back_costs_nothing() {
         let range = take_memory(&world);
         assert!(world.account.charged() < charged);
         let again = world.core.device_register_memory(member.id, range).expect("it was free");
-        member.pools().borrow_mut()[0] = (range, Some(again));
+        member.pools()[0] = (range, Some(again));
         assert_eq!(world.account.charged(), charged);
     }
     world.tear_down();
