@@ -1,10 +1,11 @@
 //! A device that was added.
 
+use crate::context::Context;
 use crate::error::Error;
 use crate::launch::Holding;
 use crate::runtime::{Gmem, Runtime};
-use gmem_core::HnodeStats;
-use gmem_hal::{ByteLen, DeviceId, DeviceInfo, HnodeId};
+use gmem_core::{DeviceCallError, HnodeStats};
+use gmem_hal::{ByteLen, DeviceId, DeviceInfo, HnodeId, PhysRange, SpaceId};
 use std::fmt;
 use std::sync::Arc;
 
@@ -61,6 +62,39 @@ impl Device {
     /// The figures of the device's memory pools.
     pub fn memory(&self) -> Vec<HnodeStats> {
         self.inner.runtime.call(|core| core.hnodes_of(self.inner.id).into_iter().filter_map(|h| core.hnode_stats(h)).collect())
+    }
+
+    /// Registers more device memory, which becomes a pool of its own (`gm_dev_register_physmem` of the original). Address spaces that have the device attached use
+    /// it from now on.
+    ///
+    /// # Errors
+    /// [`Error::Device`] if the range is empty or reversed, does not lie on multiples of the device's smallest page, or overlaps memory that is registered.
+    pub fn register_memory(&self, range: PhysRange) -> Result<HnodeId, Error> {
+        Ok(self.inner.runtime.call(|core| core.device_register_memory(self.inner.id, range))?)
+    }
+
+    /// Takes one of the device's memory pools back (`gm_dev_unregister_physmem`). Its id may be given to other memory afterwards.
+    ///
+    /// # Errors
+    /// [`Error::Device`] while a page is in it, while a frame of it is quarantined, or if it is not a pool of this device; for a PEER device, while it is attached.
+    pub fn unregister_memory(&self, hnode: HnodeId) -> Result<(), Error> {
+        Ok(self.inner.runtime.call(|core| core.device_unregister_memory(self.inner.id, hnode))?)
+    }
+
+    /// Makes a context of this device its current one, or none, and tells the driver (`gm_dev_switch`). A launch does it by itself.
+    ///
+    /// # Errors
+    /// [`Error::Device`] with the driver's refusal, upon which the former context stays current, or if the context is another device's.
+    pub fn switch(&self, to: Option<&Context>) -> Result<(), Error> {
+        if let Some(context) = to.filter(|context| context.device().id() != self.inner.id) {
+            return Err(DeviceCallError::NotAttached(context.space().id()).into());
+        }
+        Ok(self.inner.runtime.call(|core| core.switch(self.inner.id, to.map(|context| context.space().id())))?)
+    }
+
+    /// The address space whose context is the current one.
+    pub fn current(&self) -> Option<SpaceId> {
+        self.inner.runtime.call(|core| core.current(self.inner.id))
     }
 
     /// Uses at most `limit` bytes of each of the device's memory pools (`max_memsize` of the original).

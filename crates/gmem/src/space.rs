@@ -128,7 +128,19 @@ impl AddressSpace {
     /// # Errors
     /// [`Error::Attach`].
     pub fn attach(&self, device: &Device, mode: Mode) -> Result<Context, Error> {
-        self.inner.runtime.call(|core| core.attach(self.inner.id, device.inner.id, mode, true))?;
+        self.attach_as(device, mode, true)
+    }
+
+    /// Attaches a device and leaves the context that is current on it as it is; [`Device::switch`] changes it.
+    ///
+    /// # Errors
+    /// [`Error::Attach`].
+    pub fn attach_inactive(&self, device: &Device, mode: Mode) -> Result<Context, Error> {
+        self.attach_as(device, mode, false)
+    }
+
+    fn attach_as(&self, device: &Device, mode: Mode, activate: bool) -> Result<Context, Error> {
+        self.inner.runtime.call(|core| core.attach(self.inner.id, device.inner.id, mode, activate))?;
         Ok(Context::new(self.clone(), device.clone(), mode))
     }
 
