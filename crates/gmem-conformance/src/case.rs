@@ -1,10 +1,13 @@
 //! What a check is given: a device to make, a mode and a page size.
 
 use crate::check::Stop;
+use crate::observe::{Breach, Observed};
 use crate::runner::doomed::{self, Ending};
 use crate::target::Target;
 use crate::world::{Unit, World};
 use gmem::{AddressSpace, Context, Device, Gmem, Mode, PageSize};
+use std::cell::RefCell;
+use std::sync::Arc;
 
 /// One check on one target, in one mode, with one page size.
 #[derive(Debug)]
@@ -16,6 +19,8 @@ pub struct Case<'a> {
     pub(crate) job: usize,
     /// The step that this process was started for and will not survive.
     pub(crate) doom: Option<String>,
+    /// The observers of the devices it made.
+    pub(crate) observers: RefCell<Vec<Arc<Observed>>>,
 }
 
 impl Case<'_> {
@@ -52,9 +57,22 @@ impl Case<'_> {
     pub fn unit(&self, gmem: &Gmem, space: &AddressSpace, pages: u64) -> Result<Unit, Stop> {
         let memory = pages * self.size.bytes();
         let specimen = self.target.make(memory).map_err(|cannot| Stop::NotApplicable(cannot.0.to_owned()))?;
-        let device = gmem.add_device(specimen.device())?;
+        let observed = self.observe(specimen.device());
+        let device = gmem.add_device(observed.clone())?;
         let context = space.attach(&device, self.mode)?;
-        Ok(Unit { context, device, specimen })
+        Ok(Unit { context, device, observed, specimen })
+    }
+
+    /// An observer of `driver`, to be added in its place: a promise that either side breaks fails the check.
+    pub fn observe(&self, driver: Arc<dyn gmem::hal::Device>) -> Arc<Observed> {
+        let observed = Observed::new(driver);
+        self.observers.borrow_mut().push(observed.clone());
+        observed
+    }
+
+    /// What the observers saw.
+    pub(crate) fn breaches(&self) -> Vec<Breach> {
+        self.observers.borrow().iter().flat_map(|observed| observed.breaches()).collect()
     }
 
     /// The same device, attached to another address space as well.

@@ -2,10 +2,12 @@
 
 use crate::case::Case;
 use crate::check::{Check, Stop};
+use crate::observe::Breach;
 use crate::options::Options;
 use crate::report::{Row, Verdict};
 use crate::target::{Target, mode_name};
 use gmem::{Mode, PageSize};
+use std::cell::RefCell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 /// One check on one target, in one mode, with one page size.
@@ -45,9 +47,9 @@ pub(crate) fn plan<'a>(targets: &'a [Target], checks: &'a [Check], options: &Opt
 impl Job<'_> {
     /// Runs the check in this process.
     pub(crate) fn run(&self, number: usize, doom: Option<String>) -> Verdict {
-        let case = Case { target: self.target, mode: self.mode, size: self.size, job: number, doom };
+        let case = Case { target: self.target, mode: self.mode, size: self.size, job: number, doom, observers: RefCell::default() };
         // What a check made goes with it, and the next one makes its own.
-        match catch_unwind(AssertUnwindSafe(|| (self.check.run)(&case))) {
+        let verdict = match catch_unwind(AssertUnwindSafe(|| (self.check.run)(&case))) {
             Ok(Ok(())) => Verdict::Passed,
             Ok(Err(Stop::Failed(what))) => Verdict::Failed(what),
             Ok(Err(Stop::NotApplicable(why))) => Verdict::NotApplicable(why),
@@ -55,7 +57,8 @@ impl Job<'_> {
                 let said = panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref::<&str>().copied());
                 Verdict::Failed(format!("a panic: {}", said.unwrap_or("without a message")))
             }
-        }
+        };
+        with_breaches(verdict, &case.breaches())
     }
 
     /// The row of the report.
@@ -72,4 +75,19 @@ impl Job<'_> {
             seconds,
         }
     }
+}
+
+/// How many broken promises a report names: what follows the first is often its consequence.
+const NAMED: usize = 4;
+
+/// A check during which a promise of the contracts was broken has failed, whatever it looked at.
+fn with_breaches(verdict: Verdict, breaches: &[Breach]) -> Verdict {
+    if breaches.is_empty() {
+        return verdict;
+    }
+    let mut lines: Vec<String> = breaches.iter().take(NAMED).map(ToString::to_string).collect();
+    if let Verdict::Failed(what) = verdict {
+        lines.insert(0, what);
+    }
+    Verdict::Failed(lines.join("\n"))
 }

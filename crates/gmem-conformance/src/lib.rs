@@ -12,9 +12,12 @@
 mod case;
 mod check;
 pub mod checks;
+mod defect;
 mod job;
 mod main_of;
+pub mod observe;
 mod options;
+mod reference;
 mod report;
 mod runner;
 mod shipped;
@@ -24,8 +27,11 @@ pub mod world;
 
 pub use case::Case;
 pub use check::{Applies, Check, Outcome, Stop};
+pub use defect::Defect;
 pub use main_of::{conclude, list, main_of};
+pub use observe::Observed;
 pub use options::{ModeName, Options, SizeName};
+pub use reference::{AccessFault, Reference, ReferenceBuilder, ReferenceSubject};
 pub use report::{Report, Row, Verdict};
 pub use runner::doomed::Ending;
 pub use runner::run;

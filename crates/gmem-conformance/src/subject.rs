@@ -1,6 +1,6 @@
 //! What the author of a driver supplies: how to make a device, and how it touches memory.
 
-use gmem::hal::{Device, FaultError, LaunchError};
+use gmem::hal::{Device, FaultError, LaunchError, PmapId};
 use gmem::{Context, Error, RangeError, VirtAddr};
 use std::sync::Arc;
 
@@ -55,6 +55,16 @@ pub trait Subject: Send + Sync + 'static {
     /// # Errors
     /// The fault that ended it.
     fn add(&self, driver: &Self::Driver, context: &Context, va: VirtAddr, n: u64) -> Result<(), FaultError>;
+
+    /// The device loads the bytes at `va` through the page table `pmap`, which may be destroyed, as a program that was not told so would. `None`, as provided, if
+    /// the device cannot be made to.
+    ///
+    /// # Errors
+    /// The fault that ended it.
+    fn read_by(&self, driver: &Self::Driver, pmap: PmapId, va: VirtAddr, bytes: &mut [u8]) -> Option<Result<(), FaultError>> {
+        let _ = (driver, pmap, va, bytes);
+        None
+    }
 }
 
 /// The fault that ended a launch, for subjects whose device runs kernels by [`Context::run`].
@@ -62,7 +72,8 @@ pub fn fault_of(error: Error) -> FaultError {
     match error {
         Error::Launch(LaunchError::Fault { error, .. }) | Error::Range(RangeError::Fault(_, error)) => error,
         Error::Launch(LaunchError::Device(error)) => FaultError::Device(error),
-        Error::Range(RangeError::NotMapped(_)) => FaultError::NotMapped,
+        // An address outside the context's address space is nobody's fault to resolve.
+        Error::Range(RangeError::NotMapped(_)) | Error::Launch(LaunchError::Crashed(_)) => FaultError::NotMapped,
         Error::Fenced => FaultError::Fenced,
         other => panic!("the launch failed in a way that is no fault: {other}"),
     }
@@ -74,6 +85,7 @@ pub(crate) trait Specimen: Send + Sync {
     fn read(&self, context: &Context, va: VirtAddr, bytes: &mut [u8]) -> Result<(), FaultError>;
     fn write(&self, context: &Context, va: VirtAddr, bytes: &[u8]) -> Result<(), FaultError>;
     fn add(&self, context: &Context, va: VirtAddr, n: u64) -> Result<(), FaultError>;
+    fn read_by(&self, pmap: PmapId, va: VirtAddr, bytes: &mut [u8]) -> Option<Result<(), FaultError>>;
 }
 
 /// A subject whose driver's type is forgotten, so that checks are plain functions.
@@ -114,5 +126,9 @@ impl<S: Subject> Specimen for Made<S> {
 
     fn add(&self, context: &Context, va: VirtAddr, n: u64) -> Result<(), FaultError> {
         self.subject.add(&self.driver, context, va, n)
+    }
+
+    fn read_by(&self, pmap: PmapId, va: VirtAddr, bytes: &mut [u8]) -> Option<Result<(), FaultError>> {
+        self.subject.read_by(&self.driver, pmap, va, bytes)
     }
 }

@@ -1,6 +1,7 @@
 //! A small world for a check: gmem, an address space, a device, and accesses by either side.
 
 use crate::check::Stop;
+use crate::observe::Observed;
 use crate::subject::Specimen;
 use gmem::hal::FaultError;
 use gmem::{AddressSpace, ByteLen, Context, Device, Gmem, PageSize, Region, Residence, VirtAddr, VirtRange};
@@ -14,6 +15,8 @@ pub struct Unit {
     pub context: Context,
     /// The device.
     pub device: Device,
+    /// What stands between gmem and the driver: it can make callbacks fail, and call the core as the driver would.
+    pub observed: Arc<Observed>,
     pub(crate) specimen: Arc<dyn Specimen>,
 }
 

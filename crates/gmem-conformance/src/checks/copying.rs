@@ -1,0 +1,192 @@
+//! The driver's side of the copy engine's contract, and of its memory's.
+
+use super::translation::{evict, page};
+use crate::check::{Applies, Check, Outcome, Stop};
+use crate::world::{at, get, get_bytes, pattern, same_bytes, set_bytes};
+use crate::{Case, ensure, ensure_eq};
+use gmem::hal::{Capabilities, Device, FaultError};
+use gmem::{Prot, Residence, State};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+pub(super) const CHECKS: &[Check] = &[
+    Check {
+        name: "copies-are-whole",
+        rule: "A copy has moved every byte of the page when it returns, in both directions.",
+        place: "gmem-hal `CopyEngine::copy`",
+        applies: Applies::EXCLUSIVE,
+        run: copies_are_whole,
+    },
+    Check {
+        name: "every-copy-is-made-or-refused",
+        rule: "Of many copies each was made, or was answered with an error.",
+        place: "gmem-hal `DeviceError::CopyFailed`",
+        applies: Applies::EXCLUSIVE.once(),
+        run: every_copy_is_made_or_refused,
+    },
+    Check {
+        name: "blank-pages-are-zeroed",
+        rule: "A page that nobody wrote reads as zero in memory that was used before.",
+        place: "gmem-hal `CopyEngine::zero`",
+        applies: Applies::EXCLUSIVE,
+        run: blank_pages_are_zeroed,
+    },
+    Check {
+        name: "writers-are-cut-off-before-the-copy",
+        rule: "Whoever could write a page is cut off before it is copied, so no update of two sides that fight for it is lost.",
+        place: "gmem-hal `Mmu`, the three steps of a shootdown",
+        applies: Applies::EXCLUSIVE.once(),
+        run: writers_are_cut_off_before_the_copy,
+    },
+    Check {
+        name: "stores-reach-every-page",
+        rule: "What a device stores is in the page's memory, in each page of many.",
+        place: "ARCHITECTURE.md, What always holds, 3",
+        applies: Applies::OWN_TABLE.once(),
+        run: stores_reach_every_page,
+    },
+    Check {
+        name: "refused-access-does-not-happen",
+        rule: "An access whose fault the core answers with an error does not happen, and ends with that error.",
+        place: "gmem-hal `Upcalls::device_fault`",
+        applies: Applies::OWN_TABLE.once(),
+        run: refused_access_does_not_happen,
+    },
+    Check {
+        name: "allocator-hands-out-free-frames",
+        rule: "A driver's own allocator hands out frames that are free, so no two pages ever share one.",
+        place: "gmem-hal `Frames::alloc_frame`",
+        applies: Applies::EXCLUSIVE.without(Capabilities::PEER).once(),
+        run: allocator_hands_out_free_frames,
+    },
+    Check {
+        name: "replica-is-the-hosts-memory",
+        rule: "In REPLICATE mode device and CPU touch the same memory, and neither waits for the other's fault.",
+        place: "gmem-hal `HostWindow`",
+        applies: Applies::OWN_TABLE.modes(gmem::hal::Modes::REPLICATE),
+        run: replica_is_the_hosts_memory,
+    },
+];
+
+fn copies_are_whole(case: &Case<'_>) -> Outcome {
+    let world = case.world(2)?;
+    let region = world.region(2)?;
+    let len = world.page() as usize;
+    for n in 0..2 {
+        let (down, up) = (pattern(50 + n, len), pattern(60 + n, len));
+        set_bytes(page(&world, &region, n), &down);
+        let mut seen = vec![0; len];
+        world.unit.read(page(&world, &region, n), &mut seen)?;
+        same_bytes("a page after the copy to the device", &seen, &down)?;
+        world.unit.write(page(&world, &region, n), &up)?;
+        evict(&world, 1);
+        same_bytes("a page after the copy to its home", &get_bytes(page(&world, &region, n), len), &up)?;
+    }
+    world.verify()
+}
+
+fn every_copy_is_made_or_refused(case: &Case<'_>) -> Outcome {
+    const PAGES: u64 = 24;
+    let world = case.world(8)?;
+    let region = world.region(PAGES)?;
+    for round in 1..4 {
+        for n in 0..PAGES {
+            world.unit.store(page(&world, &region, n), round << 8 | n)?;
+        }
+        for n in 0..PAGES {
+            ensure_eq!(format!("page {n} in round {round}"), get(page(&world, &region, n)), round << 8 | n);
+        }
+    }
+    world.verify()
+}
+
+fn blank_pages_are_zeroed(case: &Case<'_>) -> Outcome {
+    let world = case.world(3)?;
+    let region = world.region(3)?;
+    let len = region.range().len().get() as usize;
+    world.unit.write(at(&region, 0), &pattern(70, len))?;
+    region.discard(region.range())?;
+    let mut seen = vec![1; len];
+    world.unit.read(at(&region, 0), &mut seen)?;
+    same_bytes("what was discarded, as the device reads it", &seen, &vec![0; len])?;
+    world.verify()
+}
+
+fn writers_are_cut_off_before_the_copy(case: &Case<'_>) -> Outcome {
+    const ADDS: u64 = 300;
+    let world = case.world(4)?;
+    let region = world.region(1)?;
+    let word = at(&region, 0);
+    let (device, cpu) = std::thread::scope(|threads| {
+        let device = threads.spawn(|| (0..ADDS).try_for_each(|_| world.unit.add(word, 1)));
+        // SAFETY: the word is aligned and its region outlives the threads; everybody touches it by atomic adds.
+        let own = unsafe { AtomicU64::from_ptr(std::ptr::with_exposed_provenance_mut(word as usize)) };
+        let mut adds = 0;
+        while !device.is_finished() {
+            own.fetch_add(1, Ordering::AcqRel);
+            adds += 1;
+        }
+        (device.join(), adds)
+    });
+    device.map_err(|_| Stop::Failed("the device's thread panicked".into()))??;
+    ensure_eq!("the sum of what device and CPU added", get(word), ADDS + cpu);
+    world.verify()
+}
+
+fn stores_reach_every_page(case: &Case<'_>) -> Outcome {
+    const PAGES: u64 = 48;
+    let world = case.world(64)?;
+    let region = world.region(PAGES)?;
+    for n in 0..PAGES {
+        world.unit.store(page(&world, &region, n), 500 + n)?;
+    }
+    for n in 0..PAGES {
+        ensure_eq!(format!("page {n} of {PAGES}"), get(page(&world, &region, n)), 500 + n);
+    }
+    world.verify()
+}
+
+fn refused_access_does_not_happen(case: &Case<'_>) -> Outcome {
+    let world = case.world(4)?;
+    let region = world.region(2)?;
+    world.unit.store(at(&region, 0), 13)?;
+    region.protect(region.range(), Prot::empty())?;
+    ensure_eq!("a load where nothing is allowed", world.unit.load(at(&region, 0)), Err(FaultError::Protection));
+    ensure_eq!("a store where nothing is allowed", world.unit.store(at(&region, 0), 14), Err(FaultError::Protection));
+    region.protect(region.range(), Prot::RW)?;
+    ensure_eq!("the word", (get(at(&region, 0)), world.unit.load(at(&region, 0))?), (13, 13));
+    world.verify()
+}
+
+fn allocator_hands_out_free_frames(case: &Case<'_>) -> Outcome {
+    const PAGES: u64 = 12;
+    let world = case.world(6)?;
+    if world.unit.observed.frames().is_none() {
+        return Err(Stop::NotApplicable("the driver leaves its frames to the core".into()));
+    }
+    let region = world.region(PAGES)?;
+    for round in 1..4 {
+        for n in 0..PAGES {
+            world.unit.store(page(&world, &region, n), round << 8 | n)?;
+        }
+        for n in 0..PAGES {
+            ensure_eq!(format!("page {n} in round {round}"), world.unit.load(page(&world, &region, n))?, round << 8 | n);
+        }
+        region.discard(region.range())?;
+    }
+    world.verify()
+}
+
+fn replica_is_the_hosts_memory(case: &Case<'_>) -> Outcome {
+    let world = case.world(4)?;
+    let region = world.region(2)?;
+    let word = page(&world, &region, 1);
+    for round in 0..4 {
+        world.unit.store(word, 2 * round)?;
+        ensure_eq!("the device's store, as the CPU reads it", get(word), 2 * round);
+        crate::world::set(word, 2 * round + 1);
+        ensure_eq!("the CPU's store, as the device reads it", world.unit.load(word)?, 2 * round + 1);
+    }
+    let home: Vec<Residence> = world.residency(&region)?;
+    ensure!(home.iter().all(|r| r.state != State::Device), "data moved: {home:?}");
+    world.verify()
+}

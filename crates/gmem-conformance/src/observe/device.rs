@@ -1,0 +1,120 @@
+//! The calls on the device as a whole.
+
+use super::relay::Relay;
+use super::{Observed, rules};
+use gmem::hal::{Compute, CopyEngine, Device, DeviceError, DeviceId, DeviceInfo, Frames, HnodeId, Mmu, Peer, PhysRange, PmapId, Upcalls};
+use std::sync::{Arc, Weak};
+
+impl Device for Observed {
+    fn info(&self) -> &DeviceInfo {
+        let info = self.inner.info();
+        let mut shadow = self.shadow();
+        match &shadow.info {
+            None => shadow.info = Some(info.clone()),
+            Some(first) if first == info => {}
+            Some(first) => {
+                let seen = format!("{info:?}, at first {first:?}");
+                shadow.breach(rules::FACTS, seen);
+            }
+        }
+        info
+    }
+
+    fn start(&self, id: DeviceId, upcalls: Weak<dyn Upcalls>) -> Result<(), DeviceError> {
+        {
+            let mut shadow = self.shadow();
+            if shadow.started {
+                shadow.breach(rules::START_FIRST, "it was started before");
+            }
+            shadow.started = true;
+            shadow.core = Some((id, upcalls.clone()));
+        }
+        let relay = self.relay.get_or_init(|| Arc::new(Relay::new(upcalls, self.me.clone())));
+        let relay: Weak<Relay> = Arc::downgrade(relay);
+        let me = self.me.clone();
+        // Without a thread to watch, lateness is noticed when the callback returns.
+        let _watch = std::thread::Builder::new().name("gmem-observer".into()).spawn(move || Self::watch(me));
+        self.inner.start(id, relay as Weak<dyn Upcalls>)
+    }
+
+    fn physical_memory(&self) -> Vec<PhysRange> {
+        self.inner.physical_memory()
+    }
+
+    fn memory_registered(&self, hnode: HnodeId, range: PhysRange) {
+        let before = |shadow: &mut super::Shadow| {
+            // Unregistered memory is not told of, so the same range may come again under another name.
+            let meets = |(id, old): &&(HnodeId, PhysRange)| *id == hnode || old.begin < range.end && range.begin < old.end && *old != range;
+            if let Some((id, old)) = shadow.memory.iter().find(meets).copied() {
+                shadow.breach(rules::MEMORY_ONCE, format_args!("{range:?} is {hnode}, {old:?} is {id}"));
+            }
+            shadow.memory.retain(|(_, old)| *old != range);
+            shadow.memory.push((hnode, range));
+        };
+        self.pass("memory_registered", None, before, || self.inner.memory_registered(hnode, range), |_, ()| {});
+    }
+
+    fn stop(&self) {
+        self.inner.stop();
+        let mut shadow = self.shadow();
+        if shadow.stopped {
+            shadow.breach(rules::STOP_LAST, "it was stopped before");
+        }
+        if let Some(call) = shadow.calls.first().map(|call| call.name) {
+            shadow.breach(rules::STOP_LAST, format_args!("{call} is still under way"));
+        }
+        shadow.stopped = true;
+    }
+
+    fn mmu(&self) -> &dyn Mmu {
+        self
+    }
+
+    fn copy_engine(&self) -> &dyn CopyEngine {
+        self
+    }
+
+    fn peer(&self) -> Option<&dyn Peer> {
+        self.inner.peer().is_some().then_some(self)
+    }
+
+    fn frames(&self) -> Option<&dyn Frames> {
+        self.inner.frames().is_some().then_some(self)
+    }
+
+    fn compute(&self) -> Option<&dyn Compute> {
+        self.inner.compute()
+    }
+
+    fn switch_context(&self, pmap: Option<PmapId>) -> Result<(), DeviceError> {
+        let before = |shadow: &mut super::Shadow| {
+            if let Some(pmap) = pmap.filter(|pmap| !shadow.tables.contains_key(pmap)) {
+                shadow.breach(rules::KNOWN_PMAP, format_args!("switch_context to {pmap}"));
+            }
+        };
+        self.pass(
+            "switch_context",
+            None,
+            before,
+            || self.refuse("switch_context").and_then(|()| self.inner.switch_context(pmap)),
+            |_, _| {},
+        )
+    }
+
+    fn fence(&self, pmap: PmapId) -> Result<(), DeviceError> {
+        let before = |shadow: &mut super::Shadow| match shadow.tables.get_mut(&pmap) {
+            Some(table) => {
+                if std::mem::replace(&mut table.fenced, true) {
+                    shadow.breach(rules::FENCE_ONCE, format_args!("{pmap} is fenced again"));
+                }
+            }
+            None => shadow.breach(rules::KNOWN_PMAP, format_args!("fence names {pmap}")),
+        };
+        let after = |shadow: &mut super::Shadow, answer: &Result<(), DeviceError>| {
+            if answer.is_ok() {
+                shadow.died(pmap);
+            }
+        };
+        self.pass("fence", None, before, || self.refuse("fence").and_then(|()| self.inner.fence(pmap)), after)
+    }
+}

@@ -1,0 +1,216 @@
+//! An observer between the core and a driver, which checks the promises of both sides.
+//!
+//! [`Observed`] is a driver made of a driver: it passes every callback on, and keeps a shadow of the page tables from what it sees. A promise of the contracts
+//! that either side breaks is noted with its words and the place where it is written. The kit puts one around every device it makes; a driver author can do the same in
+//! a test of their own:
+//!
+//! ```
+//! use gmem_conformance::{Observed, Reference};
+//!
+//! # fn main() -> Result<(), gmem::Error> {
+//! let driver = Reference::builder().build();
+//! let observed = Observed::new(driver.clone());
+//! let gmem = gmem::Gmem::new()?;
+//! let device = gmem.add_device(observed.clone())?;
+//! // ... use it ...
+//! assert_eq!(observed.breaches(), []);
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! It allocates in callbacks, which a driver may not do on the fault path: with in-thread fault delivery it is for programs whose heap is not in unified memory.
+
+mod device;
+mod memory;
+mod mmu;
+mod peer;
+mod relay;
+pub mod rules;
+mod shadow;
+
+pub use rules::{Breach, Rule, Side};
+
+use gmem::hal::{Device, DeviceError, DeviceId, PeerError, PmapId, Upcalls, VirtRange};
+use relay::Relay;
+use shadow::{Call, Kind, Shadow};
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+use std::time::{Duration, Instant};
+
+/// How long a callback may take. Drivers answer in microseconds, and the most patient of ours gives a silent device up after five seconds.
+pub const ANSWER_LIMIT: Duration = Duration::from_secs(6);
+
+/// How often the watch looks for callbacks that do not return.
+const WATCH: Duration = Duration::from_millis(100);
+
+type Hook = Arc<dyn Fn(&Event) + Send + Sync>;
+
+/// A callback that begins, for [`Observed::on_call`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Event {
+    /// The callback's name, such as `"pmap_enter"`.
+    pub name: &'static str,
+    /// The page table and pages it is for, if it is for pages.
+    pub page: Option<(PmapId, VirtRange)>,
+}
+
+/// A callback that is to fail.
+struct Failure {
+    name: &'static str,
+    /// How many calls of it are passed on before.
+    after: usize,
+    error: PeerError,
+}
+
+/// A driver that passes every callback on to another one and notes which promises are broken.
+pub struct Observed {
+    inner: Arc<dyn Device>,
+    shadow: Mutex<Shadow>,
+    hook: Mutex<Option<Hook>>,
+    failures: Mutex<Vec<Failure>>,
+    /// The way to the core that the driver is given.
+    relay: OnceLock<Arc<Relay>>,
+    me: Weak<Observed>,
+}
+
+impl Observed {
+    /// An observer of `driver`, to be added to gmem in its place.
+    pub fn new(driver: Arc<dyn Device>) -> Arc<Self> {
+        Arc::new_cyclic(|me| Self {
+            inner: driver,
+            shadow: Mutex::default(),
+            hook: Mutex::default(),
+            failures: Mutex::default(),
+            relay: OnceLock::new(),
+            me: me.clone(),
+        })
+    }
+
+    /// The promises that were broken so far, by either side.
+    pub fn breaches(&self) -> Vec<Breach> {
+        self.shadow().breaches.clone()
+    }
+
+    /// The id of the device and the way to call the core as the driver would, once it was started and while the core lives.
+    pub fn upcalls(&self) -> Option<(DeviceId, Arc<dyn Upcalls>)> {
+        let shadow = self.shadow();
+        let (id, core) = shadow.core.as_ref()?;
+        Some((*id, core.upgrade()?))
+    }
+
+    /// Calls `hook` at the beginning of every callback, in its thread, with no lock held. One hook at a time: the last one given.
+    pub fn on_call(&self, hook: impl Fn(&Event) + Send + Sync + 'static) {
+        *self.hook.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(hook));
+    }
+
+    /// Has a callback fail with `error`, once, after so many that are passed on. The driver is not told of it, as of a request that its device did not take.
+    /// Failing, too, is something the contracts allow; what the core makes of it is its side of them.
+    pub fn fail(&self, name: &'static str, after: usize, error: impl Into<PeerError>) {
+        let failure = Failure { name, after, error: error.into() };
+        self.failures.lock().unwrap_or_else(PoisonError::into_inner).push(failure);
+    }
+
+    /// Forgets the failures that did not come to pass. Returns how many.
+    pub fn cancel_failures(&self) -> usize {
+        std::mem::take(&mut *self.failures.lock().unwrap_or_else(PoisonError::into_inner)).len()
+    }
+
+    /// Whether the call of `name` that begins now is to fail.
+    fn refuse_peer(&self, name: &str) -> Result<(), PeerError> {
+        let mut failures = self.failures.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(at) = failures.iter().position(|f| f.name == name) else { return Ok(()) };
+        match failures[at].after.checked_sub(1) {
+            Some(left) => {
+                failures[at].after = left;
+                Ok(())
+            }
+            None => Err(failures.remove(at).error),
+        }
+    }
+
+    fn refuse(&self, name: &str) -> Result<(), DeviceError> {
+        self.refuse_peer(name).map_err(|error| match error {
+            PeerError::Device(error) => error,
+            _ => DeviceError::BadRequest,
+        })
+    }
+
+    fn shadow(&self) -> MutexGuard<'_, Shadow> {
+        // Nothing panics under it; if a hook does in a callback, the lock is not held.
+        self.shadow.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Passes a callback on: notes that it begins, lets `before` check what the core says, has `call` make it, and lets `after` note what it changed.
+    fn pass<T>(
+        &self,
+        name: &'static str,
+        page: Option<(PmapId, VirtRange, Kind)>,
+        before: impl FnOnce(&mut Shadow),
+        call: impl FnOnce() -> T,
+        after: impl FnOnce(&mut Shadow, &T),
+    ) -> T {
+        let token = {
+            let mut shadow = self.shadow();
+            if !shadow.started {
+                shadow.breach(rules::START_FIRST, format_args!("{name} comes before start"));
+            }
+            if shadow.stopped {
+                shadow.breach(rules::STOP_LAST, format_args!("{name} comes after stop"));
+            }
+            if let Some((pmap, range, _)) = page {
+                shadow.check_range(name, pmap, range);
+            }
+            if let Some(page) = page {
+                shadow.check_overlap(name, page);
+            }
+            before(&mut shadow);
+            shadow.tokens += 1;
+            let token = shadow.tokens;
+            shadow.calls.push(Call { token, name, begun: Instant::now(), thread: std::thread::current().id(), page, late: false });
+            token
+        };
+        let hook = self.hook.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if let Some(hook) = hook {
+            hook(&Event { name, page: page.map(|(pmap, range, _)| (pmap, range)) });
+        }
+        let answer = call();
+        let mut shadow = self.shadow();
+        if let Some(at) = shadow.calls.iter().position(|call| call.token == token) {
+            let call = shadow.calls.swap_remove(at);
+            if call.begun.elapsed() > ANSWER_LIMIT && !call.late {
+                shadow.breach(rules::ANSWERS, format_args!("{name} took {:.1} s", call.begun.elapsed().as_secs_f64()));
+            }
+        }
+        after(&mut shadow, &answer);
+        answer
+    }
+
+    /// Looks, now and then, for callbacks that do not return, until the device is stopped or gone.
+    fn watch(me: Weak<Self>) {
+        while let Some(observed) = me.upgrade() {
+            let mut shadow = observed.shadow();
+            if shadow.stopped {
+                return;
+            }
+            let mut late = Vec::new();
+            for call in shadow.calls.iter_mut().filter(|call| !call.late && call.begun.elapsed() > ANSWER_LIMIT) {
+                call.late = true;
+                late.push(call.name);
+            }
+            for name in late {
+                shadow.breach(rules::ANSWERS, format_args!("{name} has not answered for {} s", ANSWER_LIMIT.as_secs()));
+                // Whoever waits for the answer cannot say so.
+                eprintln!("{}", shadow.breaches.last().map(ToString::to_string).unwrap_or_default());
+            }
+            drop(shadow);
+            drop(observed);
+            std::thread::sleep(WATCH);
+        }
+    }
+}
+
+impl fmt::Debug for Observed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Observed").field("device", &self.inner.info().name).finish_non_exhaustive()
+    }
+}

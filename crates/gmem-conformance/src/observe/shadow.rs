@@ -1,0 +1,286 @@
+//! What the observer remembers of a device: a shadow of its page tables, built from the calls alone.
+
+use super::rules::{self, Breach, Rule};
+use gmem::hal::{
+    DeviceId, DeviceInfo, HnodeId, Mapping, Mode, PageSize, PhysAddr, PhysRange, PmapId, PmapRequest, Prot, Upcalls, VirtAddr, VirtRange,
+};
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::sync::Weak;
+use std::thread::ThreadId;
+use std::time::Instant;
+
+/// What a callback does to a page.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Kind {
+    /// Takes it away. A whole region is taken away at once while operations on its pages end, so these may meet.
+    Revoke,
+    /// Anything else.
+    Other,
+}
+
+/// A callback that has not returned.
+pub(super) struct Call {
+    pub(super) token: u64,
+    pub(super) name: &'static str,
+    pub(super) begun: Instant,
+    pub(super) thread: ThreadId,
+    pub(super) page: Option<(PmapId, VirtRange, Kind)>,
+    /// Its lateness was reported.
+    pub(super) late: bool,
+}
+
+/// A page of a table.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Mapped {
+    pub(super) len: u64,
+    /// `None`: a peer's, which chooses its own.
+    pub(super) frame: Option<PhysAddr>,
+    pub(super) prot: Prot,
+    /// Released, and not yet invalidated.
+    pub(super) queued: bool,
+    /// Its access was lowered, and the cached one may still be used.
+    pub(super) lowered: bool,
+}
+
+pub(super) struct Table {
+    pub(super) range: VirtRange,
+    mode: Mode,
+    base: Option<PhysAddr>,
+    pub(super) pages: BTreeMap<u64, Mapped>,
+    pub(super) fenced: bool,
+    pub(super) reserved: Vec<VirtRange>,
+}
+
+#[derive(Default)]
+pub(super) struct Shadow {
+    pub(super) started: bool,
+    pub(super) stopped: bool,
+    pub(super) info: Option<DeviceInfo>,
+    pub(super) core: Option<(DeviceId, Weak<dyn Upcalls>)>,
+    pub(super) memory: Vec<(HnodeId, PhysRange)>,
+    pub(super) tables: BTreeMap<PmapId, Table>,
+    /// Frames that the driver's own allocator has handed out.
+    pub(super) frames: BTreeMap<(HnodeId, u64), u64>,
+    /// Pages by frame.
+    users: BTreeMap<(HnodeId, u64), BTreeSet<(PmapId, u64)>>,
+    pub(super) calls: Vec<Call>,
+    pub(super) tokens: u64,
+    pub(super) breaches: Vec<Breach>,
+}
+
+impl Table {
+    pub(super) fn new(request: &PmapRequest) -> Self {
+        let base = request.host.map(|host| host.base);
+        Self { range: request.range, mode: request.mode, base, pages: BTreeMap::new(), fenced: false, reserved: Vec::new() }
+    }
+
+    /// The addresses of the pages that overlap `range`.
+    pub(super) fn overlapping(&self, range: VirtRange) -> Vec<u64> {
+        let from = range.start().get().saturating_sub(PageSize::Size2M.bytes());
+        let pages = self.pages.range(from..range.end().get());
+        pages.filter(|(va, page)| **va + page.len > range.start().get()).map(|(va, _)| *va).collect()
+    }
+}
+
+impl Shadow {
+    pub(super) fn breach(&mut self, rule: Rule, seen: impl fmt::Display) {
+        let seen = seen.to_string();
+        // The first few say it all.
+        if self.breaches.len() < 64 {
+            self.breaches.push(Breach { rule, seen });
+        }
+    }
+
+    /// Checks that `pmap` lives and that `range` is part of what it is for.
+    pub(super) fn check_range(&mut self, name: &str, pmap: PmapId, range: VirtRange) {
+        let Some(table) = self.tables.get(&pmap) else {
+            return self.breach(rules::KNOWN_PMAP, format_args!("{name} names {pmap}"));
+        };
+        if !range.is_aligned(PageSize::Size4K) || !table.range.contains_range(range) {
+            let inside = table.range;
+            self.breach(rules::ALIGNED, format_args!("{name} of {range} in {pmap}, which is for {inside}"));
+        }
+    }
+
+    pub(super) fn check_overlap(&mut self, name: &'static str, page: (PmapId, VirtRange, Kind)) {
+        let (pmap, range, kind) = page;
+        let meets = self.calls.iter().find(|call| {
+            let other = call.page.filter(|(p, r, _)| *p == pmap && r.overlaps(range));
+            other.is_some_and(|(_, _, k)| (kind, k) != (Kind::Revoke, Kind::Revoke))
+        });
+        if let Some(call) = meets {
+            let (other, at) = (call.name, call.page.map(|(_, r, _)| r));
+            self.breach(rules::NO_OVERLAP, format_args!("{name} of {range} in {pmap} begins during {other} of {at:?}"));
+        }
+    }
+
+    /// The hnode of this device that `frame` and the `len` bytes there lie in.
+    fn is_own(&self, frame: PhysAddr, len: u64) -> bool {
+        let end = frame.addr.checked_add(len);
+        self.memory
+            .iter()
+            .any(|(hnode, range)| *hnode == frame.hnode && range.begin <= frame.addr && end.is_some_and(|end| end <= range.end))
+    }
+
+    pub(super) fn check_enter(&mut self, pmap: PmapId, mapping: &Mapping) {
+        let (len, va, frame) = (mapping.len.get(), mapping.va.get(), mapping.frame);
+        let aligned = PageSize::from_bytes(len).is_some() && va.is_multiple_of(len) && frame.addr.is_multiple_of(len.min(1 << 12));
+        let own_aligned = frame.hnode == HnodeId::HOST || frame.addr.is_multiple_of(len);
+        if !aligned || !own_aligned || mapping.prot.is_empty() {
+            self.breach(rules::MAPPING, format_args!("pmap_enter of {mapping:?}"));
+        }
+        self.check_range("pmap_enter", pmap, mapping.range());
+        let Some(table) = self.tables.get(&pmap) else { return };
+        let home = table.base.map(|base| PhysAddr { addr: base.addr + (va - table.range.start().get()), ..base });
+        let inside = match table.mode {
+            Mode::Replicate => home == Some(frame),
+            _ => self.is_own(frame, len),
+        };
+        let there: Vec<_> = table.overlapping(mapping.range()).into_iter().map(|va| (va, table.pages[&va])).collect();
+        if !inside {
+            self.breach(rules::FRAME_INSIDE, format_args!("{mapping:?} in {pmap}, home {home:?}"));
+        }
+        for (at, page) in there {
+            let same = at == va && page.len == len && page.frame == Some(frame) && mapping.prot.contains(page.prot);
+            if page.queued {
+                self.breach(rules::SHOOTDOWN, format_args!("{mapping:?} enters {pmap} between release and invalidation of {at:#x}"));
+            } else if !same {
+                self.breach(rules::ENTER_SAME, format_args!("{mapping:?} enters {pmap} over {page:?} at {at:#x}"));
+            }
+        }
+        if frame.hnode != HnodeId::HOST {
+            for (other, at, page) in self.mapped_at(frame, len) {
+                if (other, at) != (pmap, va) {
+                    let rule = if page.queued { rules::SHOOTDOWN } else { rules::ONE_OWNER };
+                    self.breach(rule, format_args!("{mapping:?} enters {pmap}; the frame is {page:?} of {other} at {at:#x}"));
+                }
+            }
+        }
+    }
+
+    /// The pages whose frames overlap the `len` bytes at `frame`.
+    fn mapped_at(&self, frame: PhysAddr, len: u64) -> Vec<(PmapId, u64, Mapped)> {
+        let from = frame.addr.saturating_sub(PageSize::Size2M.bytes());
+        let range = (frame.hnode, from)..(frame.hnode, frame.addr.saturating_add(len));
+        let pages = self.users.range(range).flat_map(|((_, addr), users)| users.iter().map(move |user| (*addr, *user)));
+        let found = pages.filter_map(|(addr, (pmap, va))| {
+            let page = *self.tables.get(&pmap)?.pages.get(&va)?;
+            (addr + page.len > frame.addr).then_some((pmap, va, page))
+        });
+        found.collect()
+    }
+
+    pub(super) fn insert(&mut self, pmap: PmapId, va: u64, page: Mapped) {
+        let Some(table) = self.tables.get_mut(&pmap) else { return };
+        let old = table.pages.insert(va, page);
+        self.forget_user(pmap, va, old);
+        if let Some(frame) = page.frame {
+            self.users.entry((frame.hnode, frame.addr)).or_default().insert((pmap, va));
+        }
+    }
+
+    fn forget_user(&mut self, pmap: PmapId, va: u64, page: Option<Mapped>) {
+        if let Some(frame) = page.and_then(|page| page.frame)
+            && let Some(users) = self.users.get_mut(&(frame.hnode, frame.addr))
+        {
+            users.remove(&(pmap, va));
+            if users.is_empty() {
+                self.users.remove(&(frame.hnode, frame.addr));
+            }
+        }
+    }
+
+    pub(super) fn remove(&mut self, pmap: PmapId, va: u64) {
+        let old = self.tables.get_mut(&pmap).and_then(|table| table.pages.remove(&va));
+        self.forget_user(pmap, va, old);
+    }
+
+    /// The context is certain to touch nothing any more: what it had is free.
+    pub(super) fn died(&mut self, pmap: PmapId) {
+        let Some(table) = self.tables.get_mut(&pmap) else { return };
+        table.fenced = true;
+        let all = table.range;
+        self.pages_in(pmap, all).into_iter().for_each(|va| self.remove(pmap, va));
+    }
+
+    /// Whether a callback of this thread that has not returned is for the page at `va`.
+    pub(super) fn is_inside(&self, pmap: PmapId, va: VirtAddr) -> Option<&'static str> {
+        let me = std::thread::current().id();
+        let mut mine = self.calls.iter().filter(|call| call.thread == me);
+        mine.find(|call| call.page.is_some_and(|(p, range, _)| p == pmap && range.contains(va))).map(|call| call.name)
+    }
+
+    /// The pages in `range` of a table.
+    pub(super) fn pages_in(&self, pmap: PmapId, range: VirtRange) -> Vec<u64> {
+        self.tables.get(&pmap).map(|table| table.overlapping(range)).unwrap_or_default()
+    }
+
+    /// Changes the pages in `range`.
+    pub(super) fn change(&mut self, pmap: PmapId, range: VirtRange, change: impl Fn(&mut Mapped)) {
+        for va in self.pages_in(pmap, range) {
+            if let Some(page) = self.tables.get_mut(&pmap).and_then(|table| table.pages.get_mut(&va)) {
+                change(page);
+            }
+        }
+    }
+
+    /// An invalidation was answered: what was released is gone, what was lowered is low.
+    pub(super) fn invalidated(&mut self, pmap: PmapId, range: VirtRange) {
+        for va in self.pages_in(pmap, range) {
+            let page = self.tables.get_mut(&pmap).and_then(|table| table.pages.get_mut(&va));
+            match page {
+                Some(page) if !page.queued => page.lowered = false,
+                _ => self.remove(pmap, va),
+            }
+        }
+    }
+
+    /// Checks one side of a copy or a fill.
+    pub(super) fn check_copy(&mut self, name: &str, at: PhysAddr, len: u64, written: bool) {
+        if PageSize::from_bytes(len).is_none() || at.hnode != HnodeId::HOST && !at.addr.is_multiple_of(len) {
+            self.breach(rules::COPY_SHAPE, format_args!("{name} of {len:#x} bytes at {at:?}"));
+        }
+        if at.hnode == HnodeId::HOST || !self.is_own(at, len) {
+            return;
+        }
+        for (pmap, va, page) in self.mapped_at(at, len) {
+            let could_write = page.prot.contains(Prot::WRITE) || page.lowered;
+            if page.queued {
+                self.breach(rules::SHOOTDOWN, format_args!("{name} at {at:?} before the invalidation of {va:#x} in {pmap}"));
+            } else if written || could_write {
+                self.breach(rules::CUT_BEFORE_COPY, format_args!("{name} at {at:?}, which is {page:?} of {pmap} at {va:#x}"));
+            }
+        }
+    }
+
+    /// Whether the memory of a copy or a fill is the device's.
+    pub(super) fn owns(&self, at: PhysAddr, len: u64) -> bool {
+        self.is_own(at, len)
+    }
+
+    /// Checks a frame that the core gives back to the driver's own allocator.
+    pub(super) fn check_free(&mut self, frame: PhysAddr, len: u64) {
+        if self.frames.remove(&(frame.hnode, frame.addr)) != Some(len) {
+            self.breach(rules::FREE_ONCE, format_args!("free_frame of {len:#x} bytes at {frame:?}, which were not taken so"));
+        }
+        for (pmap, va, page) in self.mapped_at(frame, len) {
+            self.breach(rules::FREE_ONCE, format_args!("free_frame of {frame:?}, which is {page:?} of {pmap} at {va:#x}"));
+        }
+    }
+
+    /// Checks a frame that the driver's own allocator hands out.
+    pub(super) fn check_taken(&mut self, hnode: HnodeId, frame: PhysAddr, len: u64) {
+        let from = frame.addr.saturating_sub(PageSize::Size2M.bytes());
+        let until = frame.addr.saturating_add(len);
+        let meets = self.frames.range((frame.hnode, from)..(frame.hnode, until)).find(|((_, addr), size)| addr + **size > frame.addr);
+        let meets = meets.map(|((_, addr), size)| (*addr, *size));
+        if let Some((addr, size)) = meets {
+            self.breach(rules::FREE_FRAME, format_args!("{frame:?} overlaps the {size:#x} bytes at {addr:#x}, which are in use"));
+        }
+        if frame.hnode != hnode || !frame.addr.is_multiple_of(len) || !self.is_own(frame, len) {
+            self.breach(rules::FREE_FRAME, format_args!("{frame:?} for {len:#x} bytes of {hnode}"));
+        }
+        self.frames.insert((frame.hnode, frame.addr), len);
+    }
+}
