@@ -13,7 +13,7 @@ use gmem_hal::{
     ByteLen, CopyEngine, DeviceError, EvictOutcome, Peer, PeerError, PeerMap, PeerUnmap, PhysAddr, PmapId, Prot, VirtAddr, VirtRange,
 };
 use std::cell::UnsafeCell;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 /// The unit in which DRAM is handed out: 2 MiB.
@@ -30,11 +30,13 @@ pub(crate) struct Pool {
     len: u64,
     /// The pmap that has the block, 0 if none. Pmap ids are never 0.
     owners: Vec<AtomicU64>,
+    /// Threads that are taking blocks and telling a process of them.
+    granting: AtomicUsize,
 }
 
 impl Pool {
     pub(crate) fn new(len: u64) -> Self {
-        Self { len, owners: (0..len.div_ceil(BLOCK)).map(|_| AtomicU64::new(0)).collect() }
+        Self { len, owners: (0..len.div_ceil(BLOCK)).map(|_| AtomicU64::new(0)).collect(), granting: AtomicUsize::new(0) }
     }
 
     /// Takes one free block for `pmap`. Returns offset and length in bytes; the last block may be short. Async-signal-safe.
@@ -185,6 +187,8 @@ impl Machine {
         if give_up.passed() {
             return Err(PeerError::NoMemory);
         }
+        // Looked at before the process is asked: what another thread took before this one found nothing left is then either on its way or there.
+        let on_its_way = self.on()?.peer.granting.load(Ordering::SeqCst) > 0;
         let (result, victim) = context.call(&Command { op: op::VICTIM, va: 0, len, frame: 0, prot: 0 })?;
         match result {
             reply::OK => {}
@@ -194,6 +198,10 @@ impl Machine {
             }
             // Other cores have everything in hand: they map or unmap it, and then it can be asked for.
             reply::NO_MEMORY if len <= self.spec.memory => {
+                std::thread::sleep(PAUSE);
+                return Ok(());
+            }
+            reply::ABSENT if on_its_way => {
                 std::thread::sleep(PAUSE);
                 return Ok(());
             }
@@ -214,13 +222,16 @@ impl Machine {
     fn import(&self, context: &Context, len: u64) -> Result<bool, DeviceError> {
         let pool = &self.on()?.peer;
         let wanted = (CHUNK_PAGES * len).div_ceil(BLOCK);
-        let mut any = false;
-        for _ in 0..wanted {
-            let Some((frame, len)) = pool.take(context.facts.pmap) else { break };
-            expect_ok(context.call(&Command { op: op::GRANT, va: 0, len, frame, prot: 0 })?.0)?;
-            any = true;
-        }
-        Ok(any)
+        pool.granting.fetch_add(1, Ordering::SeqCst);
+        let granted = (0..wanted).try_fold(false, |any, _| match pool.take(context.facts.pmap) {
+            Some((frame, len)) => {
+                expect_ok(context.call(&Command { op: op::GRANT, va: 0, len, frame, prot: 0 })?.0)?;
+                Ok(true)
+            }
+            None => Ok(any),
+        });
+        pool.granting.fetch_sub(1, Ordering::SeqCst);
+        granted
     }
 }
 

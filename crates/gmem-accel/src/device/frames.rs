@@ -79,10 +79,10 @@ impl Frames {
         true
     }
 
-    /// Finds `len` free contiguous bytes, aligned to `len`, for a page at `va`. Returns its first frame.
-    pub(super) fn allocate(&mut self, va: u64, len: u64, prot: u32) -> Option<u32> {
+    /// The first of `len` free contiguous bytes, aligned to `len`, as a frame.
+    pub(super) fn find(&self, len: u64) -> Option<usize> {
         let frames = (len / UNIT) as usize;
-        let first = if frames.is_multiple_of(64) {
+        if frames.is_multiple_of(64) {
             let words = frames / 64;
             self.free.chunks_exact(words).position(|run| run.iter().all(|w| *w == u64::MAX)).map(|i| i * frames)
         } else {
@@ -90,7 +90,13 @@ impl Frames {
                 .filter(|i| self.free[i * frames / 64] != 0)
                 .map(|i| i * frames)
                 .find(|first| (*first..first + frames).all(|f| self.is_free(f)))
-        }?;
+        }
+    }
+
+    /// Takes `len` free contiguous bytes, aligned to `len`, for a page at `va`. Returns its first frame.
+    pub(super) fn allocate(&mut self, va: u64, len: u64, prot: u32) -> Option<u32> {
+        let frames = (len / UNIT) as usize;
+        let first = self.find(len)?;
         for frame in first..first + frames {
             self.set_free(frame, false);
             self.owner[frame] = first as u32 + 1;

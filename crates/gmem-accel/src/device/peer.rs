@@ -210,8 +210,9 @@ impl State {
             return (reply::BAD, 0);
         }
         let Some(first) = self.frames.victim(c.len) else {
-            // Pages that come or go right now can be evicted, or will be free, soon.
-            return (if self.frames.in_flux > 0 { reply::MIGRATING } else { reply::ABSENT }, 0);
+            // Pages that come or go right now can be evicted, or will be free, soon; and memory may have come since it was found missing.
+            let soon = self.frames.in_flux > 0 || self.frames.find(c.len).is_some();
+            return (if soon { reply::MIGRATING } else { reply::ABSENT }, 0);
         };
         self.frames.set_stage(first, Stage::Evicting);
         let page = self.frames.page(first);
