@@ -3,6 +3,7 @@
 use crate::check::Stop;
 use crate::observe::{Breach, Observed};
 use crate::runner::doomed::{self, Ending};
+use crate::subject::Specimen;
 use crate::target::Target;
 use crate::world::{Unit, World};
 use gmem::{AddressSpace, Context, Device, Gmem, Mode, PageSize};
@@ -50,13 +51,24 @@ impl Case<'_> {
         Ok(World { unit, space, gmem, size: self.size })
     }
 
+    /// A driver whose device, if it has memory of its own, holds so many pages; not yet added.
+    ///
+    /// # Errors
+    /// [`Stop::NotApplicable`] if the subject cannot make it.
+    pub fn make(&self, pages: u64) -> Result<Arc<dyn gmem::hal::Device>, Stop> {
+        Ok(self.specimen(pages)?.device())
+    }
+
+    fn specimen(&self, pages: u64) -> Result<Arc<dyn Specimen>, Stop> {
+        self.target.make(pages * self.size.bytes()).map_err(|cannot| Stop::NotApplicable(cannot.0.to_owned()))
+    }
+
     /// Another device, attached to `space`.
     ///
     /// # Errors
     /// [`Stop`] if it cannot be made or attached.
     pub fn unit(&self, gmem: &Gmem, space: &AddressSpace, pages: u64) -> Result<Unit, Stop> {
-        let memory = pages * self.size.bytes();
-        let specimen = self.target.make(memory).map_err(|cannot| Stop::NotApplicable(cannot.0.to_owned()))?;
+        let specimen = self.specimen(pages)?;
         let observed = self.observe(specimen.device());
         let device = gmem.add_device(observed.clone())?;
         let context = space.attach(&device, self.mode)?;

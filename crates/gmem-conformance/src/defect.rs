@@ -1,62 +1,121 @@
 //! Ways in which drivers are broken, each of which the kit must find.
 
-/// A defect that the [`crate::Reference`] driver can be given.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
-pub enum Defect {
+use crate::reference::{Reference, ReferenceSubject};
+use crate::target::Target;
+use std::sync::Arc;
+
+/// The form of the reference driver in which a defect shows.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Form {
+    /// Frames managed by the core.
+    Plain,
+    /// An MMU with accessed bits.
+    Bits,
+    /// A frame allocator of its own.
+    Frames,
+    /// A system of its own.
+    Peer,
+}
+
+macro_rules! defects {
+    ($($(#[$doc:meta])* $variant:ident = $name:literal, $form:ident, $check:literal;)*) => {
+        /// A defect that the [`Reference`] driver can be given.
+        #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
+        pub enum Defect {
+            $($(#[$doc])* $variant,)*
+        }
+
+        impl Defect {
+            /// Every defect.
+            pub const ALL: &[Defect] = &[$(Defect::$variant),*];
+
+            /// Its name.
+            pub const fn name(self) -> &'static str {
+                match self { $(Defect::$variant => $name),* }
+            }
+
+            /// The check that must fail because of it, whose rule is the one that it breaks.
+            pub const fn caught_by(self) -> &'static str {
+                match self { $(Defect::$variant => $check),* }
+            }
+
+            const fn form(self) -> Form {
+                match self { $(Defect::$variant => Form::$form),* }
+            }
+        }
+    };
+}
+
+defects! {
     /// An invalidation leaves the TLB as it is.
-    StaleTlb,
+    StaleTlb = "stale-tlb", Plain, "invalidated-translation-is-not-used";
     /// A request for many invalidations does the first.
-    CoalescedFirstOnly,
+    CoalescedFirstOnly = "coalesced-first-only", Plain, "coalesced-invalidation-covers-every-range";
     /// A copy is answered and not made.
-    CopySkipped,
+    CopySkipped = "copy-skipped", Plain, "copies-are-whole";
     /// Half of a page is copied.
-    HalfCopied,
+    HalfCopied = "half-copied", Plain, "copies-are-whole";
     /// The page table is changed only after the copy that follows.
-    CopiedBeforeUnmapped,
+    CopiedBeforeUnmapped = "copied-before-unmapped", Plain, "writers-are-cut-off-before-the-copy";
     /// Some copies fail, and are answered as if they had not.
-    ErrorSwallowed,
+    ErrorSwallowed = "error-swallowed", Plain, "every-copy-is-made-or-refused";
     /// A blank page holds what was there before.
-    BlankNotZeroed,
+    BlankNotZeroed = "blank-not-zeroed", Plain, "blank-pages-are-zeroed";
     /// Another frame than the one asked for is entered.
-    WrongFrame,
+    WrongFrame = "wrong-frame", Plain, "entered-page-is-its-frame";
     /// The page beside is entered as well.
-    NeighbourMapped,
+    NeighbourMapped = "neighbour-mapped", Plain, "nothing-beside-is-entered";
     /// Every page is entered writable.
-    ProtIgnored,
+    ProtIgnored = "prot-ignored", Plain, "read-only-page-refuses-stores";
     /// A present page does not get the access it is given.
-    UpgradeIgnored,
+    UpgradeIgnored = "upgrade-ignored", Plain, "upgrade-takes-effect";
     /// Access is not lowered when it should be.
-    ProtectIgnored,
+    ProtectIgnored = "protect-ignored", Plain, "lowered-access-is-enforced";
     /// Of a range only the first page is released.
-    ReleaseFirstPageOnly,
+    ReleaseFirstPageOnly = "release-first-page-only", Plain, "release-takes-every-page-of-the-range";
     /// Releasing what is absent is refused.
-    AbsentIsAnError,
+    AbsentIsAnError = "absent-is-an-error", Plain, "absent-pages-are-no-error";
     /// Two page tables have one id.
-    PmapIdReused,
+    PmapIdReused = "pmap-id-reused", Plain, "page-tables-have-ids-of-their-own";
     /// A destroyed page table can be used.
-    DestroyKeepsTable,
+    DestroyKeepsTable = "destroy-keeps-table", Plain, "destroyed-table-is-not-used";
     /// Every page counts as accessed, always.
-    AccessedAlways,
+    AccessedAlways = "accessed-always", Bits, "accessed-marks-are-read-and-cleared";
     /// The driver's allocator takes a frame for free as soon as its page is released.
-    FrameFreedEarly,
+    FrameFreedEarly = "frame-freed-early", Frames, "allocator-hands-out-free-frames";
     /// The driver's allocator has a freed frame on its list twice.
-    FrameFreedTwice,
+    FrameFreedTwice = "frame-freed-twice", Frames, "allocator-hands-out-free-frames";
     /// What the device writes to one page of sixteen is seen by nobody else.
-    WritesHidden,
+    WritesHidden = "writes-hidden", Plain, "stores-reach-every-page";
     /// An access that the core refuses goes on as if nothing were wrong.
-    FaultSwallowed,
+    FaultSwallowed = "fault-swallowed", Plain, "refused-access-does-not-happen";
     /// In REPLICATE mode the device has the host's memory mapped as a copy of its own.
-    WindowPrivate,
+    WindowPrivate = "window-private", Plain, "replica-is-the-hosts-memory";
+    /// A fence is confirmed and stops nothing.
+    FenceIgnored = "fence-ignored", Plain, "fenced-context-touches-nothing";
     /// An invalidation is answered, but much too late.
-    AnswersLate,
+    AnswersLate = "answers-late", Plain, "callbacks-answer-in-time";
     /// An invalidation is never answered.
-    NeverAnswers,
+    NeverAnswers = "never-answers", Plain, "callbacks-answer-in-time";
     /// Entering a page, the driver reports a fault for it.
-    FaultsItself,
+    FaultsItself = "faults-itself", Plain, "callbacks-wait-for-nothing-of-their-own";
     /// A peer's page is unmapped for the core, and still there for the device.
-    PeerKeepsMapping,
+    PeerKeepsMapping = "peer-keeps-mapping", Peer, "peer-unmap-ends-access";
     /// A peer gives a page's memory to another one although the core refused.
-    PeerStealsFrame,
+    PeerStealsFrame = "peer-steals-frame", Peer, "peer-keeps-what-the-core-refuses";
     /// A peer says that it has a page that it does not have.
-    PeerClaimsPage,
+    PeerClaimsPage = "peer-claims-page", Peer, "peer-has-what-it-says";
+}
+
+impl Defect {
+    /// The reference driver with this defect, in a form where it shows.
+    pub fn target(self) -> Option<Target> {
+        let builder = Reference::builder().defect(self);
+        let builder = match self.form() {
+            Form::Plain | Form::Peer => builder,
+            Form::Bits => builder.accessed_bits(),
+            Form::Frames => builder.own_frames(),
+        };
+        Target::new(self.name(), Arc::new(ReferenceSubject(builder)), true, self.form() == Form::Peer).ok()
+    }
 }

@@ -6,7 +6,7 @@ use crate::world::{at, get, get_bytes, pattern, same_bytes, set_bytes};
 use crate::{Case, ensure, ensure_eq};
 use gmem::hal::{Capabilities, Device, FaultError};
 use gmem::{Prot, Residence, State};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 pub(super) const CHECKS: &[Check] = &[
     Check {
@@ -112,23 +112,34 @@ fn blank_pages_are_zeroed(case: &Case<'_>) -> Outcome {
 }
 
 fn writers_are_cut_off_before_the_copy(case: &Case<'_>) -> Outcome {
-    const ADDS: u64 = 300;
+    const ROUNDS: u64 = 40;
     let world = case.world(4)?;
     let region = world.region(1)?;
     let word = at(&region, 0);
-    let (device, cpu) = std::thread::scope(|threads| {
-        let device = threads.spawn(|| (0..ADDS).try_for_each(|_| world.unit.add(word, 1)));
+    let (done, added) = (AtomicBool::new(false), AtomicU64::new(0));
+    let device = || {
+        while !done.load(Ordering::Acquire) {
+            world.unit.add(word, 1)?;
+            added.fetch_add(1, Ordering::AcqRel);
+        }
+        Ok::<(), FaultError>(())
+    };
+    std::thread::scope(|threads| {
+        let device = threads.spawn(device);
         // SAFETY: the word is aligned and its region outlives the threads; everybody touches it by atomic adds.
         let own = unsafe { AtomicU64::from_ptr(std::ptr::with_exposed_provenance_mut(word as usize)) };
-        let mut adds = 0;
-        while !device.is_finished() {
+        for _ in 0..ROUNDS {
+            // The page is taken from a device that is in the middle of it.
+            let before = added.load(Ordering::Acquire);
+            while added.load(Ordering::Acquire) < before + 2 && !device.is_finished() {
+                std::thread::yield_now();
+            }
             own.fetch_add(1, Ordering::AcqRel);
-            adds += 1;
         }
-        (device.join(), adds)
-    });
-    device.map_err(|_| Stop::Failed("the device's thread panicked".into()))??;
-    ensure_eq!("the sum of what device and CPU added", get(word), ADDS + cpu);
+        done.store(true, Ordering::Release);
+        device.join().map_err(|_| Stop::Failed("the device's thread panicked".into()))?.map_err(Stop::from)
+    })?;
+    ensure_eq!("the sum of what device and CPU added", get(word), added.into_inner() + ROUNDS);
     world.verify()
 }
 
@@ -172,6 +183,19 @@ fn allocator_hands_out_free_frames(case: &Case<'_>) -> Outcome {
             ensure_eq!(format!("page {n} in round {round}"), world.unit.load(page(&world, &region, n))?, round << 8 | n);
         }
         region.discard(region.range())?;
+    }
+    // A page that nobody may touch has its frame still.
+    let (kept, other) = (world.region(2)?, world.region(4)?);
+    for n in 0..2 {
+        world.unit.store(page(&world, &kept, n), 40 + n)?;
+    }
+    kept.protect(kept.range(), Prot::empty())?;
+    for n in 0..4 {
+        world.unit.store(page(&world, &other, n), 50 + n)?;
+    }
+    kept.protect(kept.range(), Prot::RW)?;
+    for n in 0..2 {
+        ensure_eq!(format!("page {n} of the region that was closed"), get(page(&world, &kept, n)), 40 + n);
     }
     world.verify()
 }

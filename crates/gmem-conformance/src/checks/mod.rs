@@ -2,14 +2,21 @@
 
 mod access;
 mod copying;
+mod device_calls;
+mod failing;
 mod files;
 mod fork;
 mod limits;
 mod manners;
 mod moves;
+mod page_calls;
 mod peers;
 mod pressure;
+mod races;
 mod ranges;
+mod refuse;
+mod regress;
+mod space_calls;
 mod steps;
 mod translation;
 
@@ -18,6 +25,8 @@ use crate::check::Check;
 /// Every check, in the order of the report.
 pub fn all() -> Vec<Check> {
     let gmem = [access::CHECKS, moves::CHECKS, ranges::CHECKS, pressure::CHECKS, files::CHECKS, fork::CHECKS, limits::CHECKS];
+    let calls = [device_calls::CHECKS, space_calls::CHECKS, page_calls::CHECKS];
+    let history = [failing::CHECKS, regress::CHECKS, races::CHECKS];
     let drivers = [translation::CHECKS, copying::CHECKS, manners::CHECKS, peers::CHECKS];
-    gmem.into_iter().chain(drivers).flatten().copied().collect()
+    gmem.into_iter().chain(calls).chain(history).chain(drivers).flatten().copied().collect()
 }

@@ -1,7 +1,7 @@
 //! The driver's side of the MMU contract: what the device may touch after each call, and what it may not.
 
 use crate::check::{Applies, Check, Outcome, Stop};
-use crate::world::{World, at, get, part, set};
+use crate::world::{World, at, eventually, get, part, set};
 use crate::{Case, ensure, ensure_eq};
 use gmem::hal::{Capabilities, Device, DeviceError, FaultError};
 use gmem::{Prot, Region, State, VirtAddr, VirtRange};
@@ -44,9 +44,9 @@ pub(super) const CHECKS: &[Check] = &[
     },
     Check {
         name: "destroyed-table-is-not-used",
-        rule: "After a page table was destroyed the device uses neither it nor a frame it named.",
+        rule: "After a page table was destroyed the device uses neither it nor a frame it named, which ends a quarantine.",
         place: "gmem-hal `Mmu::pmap_destroy`",
-        applies: Applies::OWN_TABLE.once(),
+        applies: Applies::EXCLUSIVE.without(Capabilities::PEER).once(),
         run: destroyed_table_is_not_used,
     },
     Check {
@@ -201,14 +201,23 @@ fn destroyed_table_is_not_used(case: &Case<'_>) -> Outcome {
     let region = space.region().page_size(size).map(size.bytes())?;
     unit.store(at(&region, 0), 7)?;
     let pmap = unit.context.pmap().ok_or(Stop::Failed("a context with a table of its own has none".into()))?;
+    // The device does not answer, and cannot be stopped: its frame is held back until its page table is destroyed.
+    unit.observed.fail("tlb_invalidate", 0, DeviceError::NoAnswer);
+    unit.observed.fail("fence", 0, DeviceError::Unsupported);
+    ensure_eq!("the word at home", get(at(&region, 0)), 7);
+    let held = || unit.device.memory()[0].quarantined;
+    // The access goes on a moment before the frame is put aside.
+    let expect = || if held() == size.len() { Ok(()) } else { Err(held()) };
+    let seen = eventually(expect).err().unwrap_or(size.len());
+    ensure_eq!("bytes held back while the device may still use them", seen, size.len());
     unit.context.detach()?;
+    ensure_eq!("bytes held back after the page table was destroyed", unit.device.memory()[0].quarantined.get(), 0);
     let mut word = [0; 8];
     let seen = unit.specimen.read_by(pmap, VirtAddr::new(at(&region, 0)), &mut word);
     let Some(seen) = seen else {
         return Err(Stop::NotApplicable("the subject cannot have its device use a table that is gone".into()));
     };
     ensure!(seen.is_err(), "the device read {:#x} through a table that was destroyed", u64::from_ne_bytes(word));
-    ensure_eq!("the word at home", get(at(&region, 0)), 7);
     gmem.verify().map_err(Stop::Failed)
 }
 
@@ -253,15 +262,24 @@ pub(super) fn state(world: &World, va: u64) -> Result<State, Stop> {
     there.first().map(|r| r.state).ok_or_else(|| Stop::Failed(format!("nothing is mapped at {va:#x}")))
 }
 
+/// Waits until the page at `va` is in this state, which it is a moment after the access that made it so.
+pub(super) fn expect_state(world: &World, va: u64, expected: State) -> Result<(), Stop> {
+    let look = || match state(world, va)? {
+        now if now == expected => Ok(()),
+        now => Err(Stop::Failed(format!("the page at {va:#x} is in state {now:?}, expected {expected:?}"))),
+    };
+    eventually(look)
+}
+
 fn read_only_page_refuses_stores(case: &Case<'_>) -> Outcome {
     let world = case.world(4)?;
     let region = world.region(1)?;
     let word = at(&region, 0);
     set(word, 3);
     ensure_eq!("what the device reads", world.unit.load(word)?, 3);
-    ensure_eq!("the state of a page that was only read", state(&world, word)?, State::Duplicated);
+    expect_state(&world, word, State::Duplicated)?;
     world.unit.store(word, 4)?;
-    ensure_eq!("the state of a page that was written", state(&world, word)?, State::Device);
+    expect_state(&world, word, State::Device)?;
     evict(&world, 1);
     ensure_eq!("the word after the page was evicted", get(word), 4);
     world.verify()

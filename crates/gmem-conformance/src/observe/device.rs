@@ -3,6 +3,7 @@
 use super::relay::Relay;
 use super::{Observed, rules};
 use gmem::hal::{Compute, CopyEngine, Device, DeviceError, DeviceId, DeviceInfo, Frames, HnodeId, Mmu, Peer, PhysRange, PmapId, Upcalls};
+use std::sync::mpsc::channel;
 use std::sync::{Arc, Weak};
 
 impl Device for Observed {
@@ -34,6 +35,11 @@ impl Device for Observed {
         let me = self.me.clone();
         // Without a thread to watch, lateness is noticed when the callback returns.
         let _watch = std::thread::Builder::new().name("gmem-observer".into()).spawn(move || Self::watch(me));
+        let (calls, jobs) = channel::<super::Job>();
+        let work = move || jobs.into_iter().for_each(|job| job());
+        if std::thread::Builder::new().name("gmem-observer".into()).spawn(work).is_ok() {
+            self.set_calls(Some(calls));
+        }
         self.inner.start(id, relay as Weak<dyn Upcalls>)
     }
 
@@ -43,18 +49,15 @@ impl Device for Observed {
 
     fn memory_registered(&self, hnode: HnodeId, range: PhysRange) {
         let before = |shadow: &mut super::Shadow| {
-            // Unregistered memory is not told of, so the same range may come again under another name.
-            let meets = |(id, old): &&(HnodeId, PhysRange)| *id == hnode || old.begin < range.end && range.begin < old.end && *old != range;
-            if let Some((id, old)) = shadow.memory.iter().find(meets).copied() {
-                shadow.breach(rules::MEMORY_ONCE, format_args!("{range:?} is {hnode}, {old:?} is {id}"));
-            }
-            shadow.memory.retain(|(_, old)| *old != range);
+            // Of memory that was unregistered a driver is not told, so what is in the way is gone.
+            shadow.memory.retain(|(id, old)| *id != hnode && (old.end <= range.begin || range.end <= old.begin));
             shadow.memory.push((hnode, range));
         };
         self.pass("memory_registered", None, before, || self.inner.memory_registered(hnode, range), |_, ()| {});
     }
 
     fn stop(&self) {
+        self.set_calls(None);
         self.inner.stop();
         let mut shadow = self.shadow();
         if shadow.stopped {

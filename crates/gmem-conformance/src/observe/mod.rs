@@ -34,6 +34,7 @@ use gmem::hal::{Device, DeviceError, DeviceId, PeerError, PmapId, Upcalls, VirtR
 use relay::Relay;
 use shadow::{Call, Kind, Shadow};
 use std::fmt;
+use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
@@ -43,12 +44,13 @@ pub const ANSWER_LIMIT: Duration = Duration::from_secs(6);
 /// How often the watch looks for callbacks that do not return.
 const WATCH: Duration = Duration::from_millis(100);
 
+type Job = Box<dyn FnOnce() + Send>;
 type Hook = Arc<dyn Fn(&Event) + Send + Sync>;
 
 /// A callback that begins, for [`Observed::on_call`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Event {
-    /// The callback's name, such as `"pmap_enter"`.
+    /// The callback's name, such as `"pmap_enter"`. A peer's `map` that counts the page as used is `"map hot"`.
     pub name: &'static str,
     /// The page table and pages it is for, if it is for pages.
     pub page: Option<(PmapId, VirtRange)>,
@@ -68,6 +70,8 @@ pub struct Observed {
     shadow: Mutex<Shadow>,
     hook: Mutex<Option<Hook>>,
     failures: Mutex<Vec<Failure>>,
+    /// What the thread for [`Observed::call`] is to do.
+    calls: Mutex<Option<Sender<Job>>>,
     /// The way to the core that the driver is given.
     relay: OnceLock<Arc<Relay>>,
     me: Weak<Observed>,
@@ -81,9 +85,15 @@ impl Observed {
             shadow: Mutex::default(),
             hook: Mutex::default(),
             failures: Mutex::default(),
+            calls: Mutex::default(),
             relay: OnceLock::new(),
             me: me.clone(),
         })
+    }
+
+    /// Whether the driver has a frame allocator of its own.
+    pub fn has_frames(&self) -> bool {
+        self.inner.frames().is_some() && self.inner.peer().is_none()
     }
 
     /// The promises that were broken so far, by either side.
@@ -91,7 +101,25 @@ impl Observed {
         self.shadow().breaches.clone()
     }
 
-    /// The id of the device and the way to call the core as the driver would, once it was started and while the core lives.
+    /// Whether the device was started, and whether it was stopped.
+    pub fn life(&self) -> (bool, bool) {
+        let shadow = self.shadow();
+        (shadow.started, shadow.stopped)
+    }
+
+    /// Calls the core as the driver would, from a thread like the driver's own, and waits for the answer. `None` before the device is started, or after it was stopped.
+    pub fn call<T: Send + 'static>(&self, work: impl FnOnce(DeviceId, &dyn Upcalls) -> T + Send + 'static) -> Option<T> {
+        let calls = self.calls.lock().unwrap_or_else(PoisonError::into_inner).clone()?;
+        let (id, core) = self.upcalls()?;
+        let (tell, answer) = channel();
+        // Whoever asked waits for it.
+        let job = move || drop(tell.send(work(id, &*core)));
+        calls.send(Box::new(job)).ok()?;
+        answer.recv().ok()
+    }
+
+    /// The id of the device and the way to call the core, once it was started and while the core lives. As [`Upcalls`] says, only for threads started in a callback,
+    /// and for callbacks; others use [`Observed::call`].
     pub fn upcalls(&self) -> Option<(DeviceId, Arc<dyn Upcalls>)> {
         let shadow = self.shadow();
         let (id, core) = shadow.core.as_ref()?;
@@ -183,6 +211,10 @@ impl Observed {
         }
         after(&mut shadow, &answer);
         answer
+    }
+
+    fn set_calls(&self, calls: Option<Sender<Job>>) {
+        *self.calls.lock().unwrap_or_else(PoisonError::into_inner) = calls;
     }
 
     /// Looks, now and then, for callbacks that do not return, until the device is stopped or gone.

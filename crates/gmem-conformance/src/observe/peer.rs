@@ -84,7 +84,7 @@ impl Peer for Observed {
             self.refuse_peer("map")?;
             self.inner.peer().map_or(Err(DeviceError::Unsupported.into()), |peer| peer.map(request))
         };
-        self.pass("map", page.map(|page| (pmap, page, Kind::Other)), before, call, after)
+        self.pass(if request.hot { "map hot" } else { "map" }, page.map(|page| (pmap, page, Kind::Other)), before, call, after)
     }
 
     fn unmap(&self, request: &PeerUnmap) -> Result<(), DeviceError> {

@@ -55,8 +55,6 @@ rules! {
     START_FIRST: Core, "gmem-hal `Device::start`", "start is called once, before any other callback";
     /// Nothing follows `stop`.
     STOP_LAST: Core, "gmem-hal `Device::stop`", "no callback follows stop";
-    /// Memory becomes an hnode once.
-    MEMORY_ONCE: Core, "gmem-hal `Device::memory_registered`", "an hnode is a range of memory that overlaps no other of this device";
     /// Only tables that live are named.
     KNOWN_PMAP: Core, "gmem-hal `Mmu`", "a callback names a page table that was created and not destroyed";
     /// The window is for REPLICATE only.

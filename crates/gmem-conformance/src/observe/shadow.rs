@@ -245,6 +245,11 @@ impl Shadow {
             return;
         }
         for (pmap, va, page) in self.mapped_at(at, len) {
+            // From a device that can neither be asked nor stopped the core saves what it can; its frames are another matter.
+            let given_up = self.tables.get(&pmap).is_some_and(|table| table.fenced);
+            if given_up && !written {
+                continue;
+            }
             let could_write = page.prot.contains(Prot::WRITE) || page.lowered;
             if page.queued {
                 self.breach(rules::SHOOTDOWN, format_args!("{name} at {at:?} before the invalidation of {va:#x} in {pmap}"));

@@ -6,16 +6,19 @@ use gmem::hal::{DeviceError, Frames, HnodeId, PageSize, PhysAddr, PhysRange};
 
 const BASE: u64 = PageSize::Size4K.bytes();
 
+/// How many frames a broken allocator remembers.
+const TWICE: usize = 64;
+
 /// Which base frames are used.
 pub(super) struct FrameMap {
     used: Vec<bool>,
-    /// A frame that a broken allocator has on its free list twice.
-    twice: Option<(u64, PageSize)>,
+    /// Frames that a broken allocator has on its free list twice.
+    twice: Vec<(u64, PageSize)>,
 }
 
 impl FrameMap {
     pub(super) fn new(memory: u64) -> Self {
-        Self { used: vec![false; (memory / BASE) as usize], twice: None }
+        Self { used: vec![false; (memory / BASE) as usize], twice: Vec::with_capacity(TWICE) }
     }
 
     /// Takes a free frame inside `range`.
@@ -45,8 +48,13 @@ impl FrameMap {
         self.used.get_mut(first..first + (size.bytes() / BASE) as usize)
     }
 
-    fn is_used(&mut self, addr: u64, size: PageSize) -> bool {
-        self.frames(addr, size).is_some_and(|frames| frames.contains(&true))
+    /// A frame on the list for the second time, which somebody uses.
+    fn taken_again(&mut self, size: PageSize) -> Option<u64> {
+        let twice = std::mem::take(&mut self.twice);
+        let used = |(addr, of): &(u64, PageSize)| *of == size && self.used.get((addr / BASE) as usize) == Some(&true);
+        let at = twice.iter().position(used);
+        self.twice = twice;
+        at.map(|at| self.twice.remove(at).0)
     }
 }
 
@@ -54,12 +62,7 @@ impl Frames for Reference {
     fn alloc_frame(&self, hnode: HnodeId, size: PageSize) -> Result<PhysAddr, DeviceError> {
         let range = self.memory_of(hnode).ok_or_else(|| self.protocol_error(format_args!("a frame of {hnode}, which is not ours")))?;
         let mut frames = self.frames();
-        if self.has(Defect::FrameFreedTwice)
-            && let Some((addr, of)) = frames.twice
-            && of == size
-            && frames.is_used(addr, size)
-        {
-            frames.twice = None;
+        if let Some(addr) = frames.taken_again(size) {
             return Ok(PhysAddr { hnode, addr });
         }
         let addr = frames.alloc(range, size).ok_or(DeviceError::NoMemory)?;
@@ -69,7 +72,9 @@ impl Frames for Reference {
     fn free_frame(&self, frame: PhysAddr, size: PageSize) {
         let mut frames = self.frames();
         let was_used = frames.free(frame.addr, size);
-        frames.twice = Some((frame.addr, size));
+        if self.has(Defect::FrameFreedTwice) && frames.twice.len() < TWICE {
+            frames.twice.push((frame.addr, size));
+        }
         drop(frames);
         if !was_used && !self.has(Defect::FrameFreedEarly) && !self.has(Defect::FrameFreedTwice) {
             self.protocol_error(format_args!("{frame:?} is freed but was free"));

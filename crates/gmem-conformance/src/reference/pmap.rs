@@ -75,7 +75,9 @@ impl State {
     /// Enters a page, or changes the access of one that is there.
     pub(super) fn enter(&mut self, device: &Reference, entry: Entry) -> bool {
         let there = self.table.inside(entry.page).first().copied();
-        let mut entry = entry;
+        // A reminder of a page is no reason to forget that it was used.
+        let used = there.is_some_and(|e| e.frame == entry.frame && e.accessed);
+        let mut entry = Entry { accessed: used, ..entry };
         if device.has(Defect::ProtIgnored) {
             entry.prot = Prot::RW;
         }

@@ -1,0 +1,172 @@
+//! What the original got wrong with several threads.
+
+use super::translation::{evict, page};
+use crate::check::{Applies, Check, Outcome, Stop};
+use crate::world::{World, at, get, part, set};
+use crate::{Case, ensure, ensure_eq};
+use gmem::hal::{Capabilities, FaultError};
+use gmem::{Access, Error, RangeError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{Scope, ScopedJoinHandle};
+use std::time::Duration;
+
+pub(super) const CHECKS: &[Check] = &[
+    Check {
+        name: "attach-and-map-at-once",
+        rule: "Devices come and go while regions do, and every region is every attached device's.",
+        place: "ARCHITECTURE.md, Locks: gate of an address space",
+        applies: Applies::EVERYWHERE.once(),
+        run: attach_and_map_at_once,
+    },
+    Check {
+        name: "evict-and-prefetch-at-once",
+        rule: "A prefetch and an eviction of the same pages both end, and no byte is lost.",
+        place: "ARCHITECTURE.md, What orders two operations: fault and evict",
+        applies: Applies::EXCLUSIVE.once(),
+        run: evict_and_prefetch_at_once,
+    },
+    Check {
+        name: "evict-and-unmap-at-once",
+        rule: "An eviction and an unmap of the same pages both end, the pages are gone, and their frames are free.",
+        place: "ARCHITECTURE.md, What orders two operations: evict and unmap",
+        applies: Applies::EXCLUSIVE.without(Capabilities::PEER).once(),
+        run: evict_and_unmap_at_once,
+    },
+    Check {
+        name: "small-prefetches-of-many-threads-end",
+        rule: "Prefetches of single bytes by several threads all end, and move no page twice.",
+        place: "gmem-core `Core::prefetch`",
+        applies: Applies::EXCLUSIVE.once(),
+        run: small_prefetches_of_many_threads_end,
+    },
+];
+
+/// Between two attempts to be in the way.
+const PAUSE: Duration = Duration::from_micros(300);
+
+/// Repeats `work` in a thread until `done`.
+fn repeat<'scope, E: Send + 'scope>(
+    threads: &'scope Scope<'scope, '_>,
+    done: &'scope AtomicBool,
+    mut work: impl FnMut() -> Result<(), E> + Send + 'scope,
+) -> ScopedJoinHandle<'scope, Result<(), E>> {
+    threads.spawn(move || {
+        while !done.load(Ordering::Acquire) {
+            work()?;
+            // Somebody who takes pages away without a pause leaves nobody the time to touch them.
+            std::thread::sleep(PAUSE);
+        }
+        Ok(())
+    })
+}
+
+fn joined<E: Into<Stop>>(thread: ScopedJoinHandle<'_, Result<(), E>>) -> Outcome {
+    thread.join().map_err(|_| Stop::Failed("a thread panicked".into()))?.map_err(Into::into)
+}
+
+fn attach_and_map_at_once(case: &Case<'_>) -> Outcome {
+    const ROUNDS: u64 = 12;
+    let world = case.world(4)?;
+    // Memory for every round, since a peer may deal it out in blocks.
+    let other = world.gmem.add_device(case.observe(case.make((8 << 20) / case.size().bytes())?))?;
+    let done = AtomicBool::new(false);
+    std::thread::scope(|threads| {
+        let (space, mode) = (&world.space, case.mode());
+        let comes_and_goes = repeat(threads, &done, move || space.attach(&other, mode)?.detach());
+        let mapped = (0..ROUNDS).try_for_each(|round| {
+            let region = world.region(2)?;
+            set(at(&region, 0), round);
+            world.unit.add(at(&region, 0), 1)?;
+            ensure_eq!("the word", get(at(&region, 0)), round + 1);
+            ensure_eq!("the page behind", world.unit.load(page(&world, &region, 1))?, 0);
+            Ok(())
+        });
+        done.store(true, Ordering::Release);
+        joined(comes_and_goes).and(mapped)
+    })?;
+    world.verify()
+}
+
+/// A prefetch may find the device's memory full of pages that others have in hand for longer than it tries.
+fn tolerate(result: Result<usize, Error>) -> Result<(), Error> {
+    match result {
+        Ok(_) | Err(Error::Range(RangeError::Fault(_, FaultError::NoDeviceMemory))) => Ok(()),
+        Err(e) => Err(e),
+    }
+}
+
+fn evict_and_prefetch_at_once(case: &Case<'_>) -> Outcome {
+    const ROUNDS: u64 = 30;
+    let world = case.world(6)?;
+    let region = world.region(4)?;
+    let done = AtomicBool::new(false);
+    std::thread::scope(|threads| {
+        let device = &world.unit.device;
+        let evicting = repeat(threads, &done, || {
+            device.evict(2);
+            world.space.prefetch(part(&region, 0, world.page()), None, Access::Write).map(drop)
+        });
+        let moved = (1..=ROUNDS).try_for_each(|round| {
+            tolerate(world.space.prefetch(region.range(), Some(device), Access::Write))?;
+            for n in 0..4 {
+                world.unit.add(page(&world, &region, n), 1)?;
+            }
+            ensure_eq!("the last page", get(page(&world, &region, 3)), round);
+            Ok(())
+        });
+        done.store(true, Ordering::Release);
+        joined(evicting).and(moved)
+    })?;
+    for n in 0..4 {
+        ensure_eq!(format!("page {n}"), get(page(&world, &region, n)), ROUNDS);
+    }
+    world.verify()
+}
+
+fn evict_and_unmap_at_once(case: &Case<'_>) -> Outcome {
+    const ROUNDS: u64 = 25;
+    let world: World = case.world(6)?;
+    let done = AtomicBool::new(false);
+    std::thread::scope(|threads| {
+        let evicting = repeat(threads, &done, || {
+            evict(&world, 4);
+            Ok::<(), Error>(())
+        });
+        let mapped = (0..ROUNDS).try_for_each(|round| {
+            let region = world.region(4)?;
+            for n in 0..4 {
+                ensure_eq!("a new page", world.unit.load(page(&world, &region, n))?, 0);
+                world.unit.store(page(&world, &region, n), round)?;
+            }
+            region.unmap(region.range())?;
+            Ok(())
+        });
+        done.store(true, Ordering::Release);
+        joined(evicting).and(mapped)
+    })?;
+    let used: u64 = world.unit.device.memory().iter().map(|h| h.used.get()).sum();
+    ensure_eq!("bytes used when everything is unmapped", used, 0);
+    world.verify()
+}
+
+fn small_prefetches_of_many_threads_end(case: &Case<'_>) -> Outcome {
+    let world = case.world(8)?;
+    let region = world.region(4)?;
+    (0..4).for_each(|n| set(page(&world, &region, n), n + 1));
+    let moved: Vec<_> = std::thread::scope(|threads| {
+        let prefetch = |n: u64| {
+            let byte = part(&region, (n % 4) * world.page() + n, 1);
+            let (space, device) = (&world.space, &world.unit.device);
+            threads.spawn(move || space.prefetch(byte, Some(device), Access::Write))
+        };
+        let all: Vec<_> = (0..16).map(prefetch).collect();
+        all.into_iter().map(|thread| thread.join()).collect()
+    });
+    let mut sum = 0;
+    for one in moved {
+        sum += one.map_err(|_| Stop::Failed("a thread panicked".into()))??;
+    }
+    ensure_eq!("pages that moved", sum, 4);
+    ensure!((0..4).all(|n| get(page(&world, &region, n)) == n + 1), "a page has other bytes than before");
+    world.verify()
+}
