@@ -88,7 +88,7 @@ defects! {
     /// What the device writes to one page of sixteen is seen by nobody else.
     WritesHidden = "writes-hidden", Plain, "stores-reach-every-page";
     /// An access that the core refuses goes on as if nothing were wrong.
-    FaultSwallowed = "fault-swallowed", Plain, "refused-access-does-not-happen";
+    FaultSwallowed = "fault-swallowed", Plain, "access-into-a-hole-ends-with-its-fault";
     /// In REPLICATE mode the device has the host's memory mapped as a copy of its own.
     WindowPrivate = "window-private", Plain, "replica-is-the-hosts-memory";
     /// A fence is confirmed and stops nothing.

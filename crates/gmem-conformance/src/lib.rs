@@ -17,6 +17,7 @@ mod job;
 mod main_of;
 pub mod observe;
 mod options;
+pub mod original;
 mod reference;
 mod report;
 mod runner;

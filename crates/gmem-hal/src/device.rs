@@ -91,7 +91,7 @@ pub trait CopyEngine: Send + Sync {
 
 /// A driver's own frame allocator. A device without one gets the core's buddy allocator over its registered memory.
 pub trait Frames: Send + Sync {
-    /// Takes a free frame of `size` out of `hnode`, aligned to its size, or fails with [`DeviceError::NoMemory`], upon which the core evicts and asks
+    /// Takes a free frame of `size` out of `hnode`, aligned to its size and handed to nobody else until it is given back, or fails with [`DeviceError::NoMemory`], upon which the core evicts and asks
     /// again. The content is arbitrary: the core zeroes or overwrites it.
     fn alloc_frame(&self, hnode: HnodeId, size: PageSize) -> Result<PhysAddr, DeviceError>;
 

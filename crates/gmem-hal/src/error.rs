@@ -43,7 +43,7 @@ pub enum PeerError {
     NoMemory,
     /// `map`: the peer is evicting this very page. The core marks the page willneed, which cancels that eviction.
     Migrating,
-    /// `map`: the page is mapped already. Tolerated.
+    /// `map`: the page is mapped already. Tolerated of a page that the peer has; one that says this, or [`PeerError::Migrating`], of another page is fenced.
     PageExists,
     /// Anything a device can do wrong.
     Device(DeviceError),

@@ -13,6 +13,7 @@ pub struct Pages {
 
 /// Host memory as another process can map it: the byte at virtual address `va` of the address space is the byte
 /// `offset + (va - start of the address space)` of the memory object `handle`. Holds for regions of shared backing.
+/// A device maps the object shared, so that either side sees at once what the other stores.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct HostWindow {
     /// A file descriptor valid in gmem's own threads.

@@ -57,7 +57,7 @@ pub trait Mmu: Send + Sync {
     fn pmap_destroy(&self, pmap: PmapId) -> Result<(), DeviceError>;
 
     /// Enters a mapping. The page is absent from the table, or present with the same frame and less or equal access (an upgrade, or a reminder). After `Ok` the device
-    /// can touch the page without a fault; a translation cached as absent or with less access may at most cause one more fault.
+    /// can touch the page without a fault and finds the bytes of the frame there, and no other page was entered; a translation cached as absent or with less access may at most cause one more fault.
     fn pmap_enter(&self, pmap: PmapId, mapping: &Mapping) -> Result<(), DeviceError>;
 
     /// Removes every entry in `range`; absent pages are no error. The device may go on using cached translations until the invalidation.
@@ -75,7 +75,7 @@ pub trait Mmu: Send + Sync {
         ranges.iter().try_for_each(|range| self.tlb_invalidate(pmap, *range))
     }
 
-    /// Reads and clears the accessed mark of `page`: `None` if this MMU keeps none, and ageing then samples by revoking mappings.
+    /// Reads and clears the accessed mark of `page`, which the next access sets again: `None` if this MMU keeps none, and ageing then samples by revoking mappings.
     fn harvest_accessed(&self, _pmap: PmapId, _page: VirtRange) -> Option<bool> {
         None
     }

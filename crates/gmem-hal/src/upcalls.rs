@@ -27,7 +27,7 @@ pub enum HostFault {
 pub enum EvictOutcome {
     /// The pages were taken home by `unmap` calls and their memory was freed.
     Evicted,
-    /// A page is busy, pinned, held or wanted (willneed): choose another victim.
+    /// A page is busy, pinned, held or wanted (willneed): it keeps its memory. Choose another victim.
     Refused,
     /// The peer holds nothing there (any more).
     NotThere,
@@ -37,7 +37,8 @@ pub enum EvictOutcome {
 /// handler of the program that touches unified memory must not interrupt the core. Only such threads have gmem's descriptors, too: from any other the host would answer
 /// that it has none (`EBADF`). All calls may block while pages move, and none may be made from inside a callback for the same page.
 pub trait Upcalls: Send + Sync {
-    /// The device could not translate `va` for `access` in `pmap` (`gm_dev_fault`). After `Ok` the access can be replayed. `hint`: none, or mark hot.
+    /// The device could not translate `va` for `access` in `pmap` (`gm_dev_fault`). After `Ok` the access can be replayed; after
+    /// `Err` it has not happened and never will: it ends with the error. `hint`: none, or mark hot.
     fn device_fault(&self, device: DeviceId, pmap: PmapId, va: VirtAddr, access: Access, hint: Option<FaultHint>)
     -> Result<(), FaultError>;
 

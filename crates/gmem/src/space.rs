@@ -123,7 +123,8 @@ impl AddressSpace {
         self.inner.range
     }
 
-    /// Attaches a device and makes the context its current one. What is mapped already is the device's too from now on.
+    /// Attaches a device and makes the context its current one. What is mapped already is the device's too from now on. The
+    /// context belongs to the address space: any thread may use it, and a device may have one in each of several.
     ///
     /// # Errors
     /// [`Error::Attach`].

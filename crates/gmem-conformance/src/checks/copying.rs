@@ -2,10 +2,10 @@
 
 use super::translation::{evict, page};
 use crate::check::{Applies, Check, Outcome, Stop};
-use crate::world::{at, get, get_bytes, pattern, same_bytes, set_bytes};
+use crate::world::{at, get, get_bytes, part, pattern, same_bytes, set_bytes};
 use crate::{Case, ensure, ensure_eq};
 use gmem::hal::{Capabilities, Device, FaultError};
-use gmem::{Prot, Residence, State};
+use gmem::{Prot, Residence, State, VirtAddr};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 pub(super) const CHECKS: &[Check] = &[
@@ -33,23 +33,23 @@ pub(super) const CHECKS: &[Check] = &[
     Check {
         name: "writers-are-cut-off-before-the-copy",
         rule: "Whoever could write a page is cut off before it is copied, so no update of two sides that fight for it is lost.",
-        place: "gmem-hal `Mmu`, the three steps of a shootdown",
+        place: "gmem-hal `Mmu`",
         applies: Applies::EXCLUSIVE.once(),
         run: writers_are_cut_off_before_the_copy,
     },
     Check {
         name: "stores-reach-every-page",
         rule: "What a device stores is in the page's memory, in each page of many.",
-        place: "ARCHITECTURE.md, What always holds, 3",
+        place: "ARCHITECTURE.md \"What always holds\" 3",
         applies: Applies::OWN_TABLE.once(),
         run: stores_reach_every_page,
     },
     Check {
-        name: "refused-access-does-not-happen",
-        rule: "An access whose fault the core answers with an error does not happen, and ends with that error.",
+        name: "access-into-a-hole-ends-with-its-fault",
+        rule: "An access whose fault the core answers with an error has not happened there, and ends with that error.",
         place: "gmem-hal `Upcalls::device_fault`",
         applies: Applies::OWN_TABLE.once(),
-        run: refused_access_does_not_happen,
+        run: access_into_a_hole_ends_with_its_fault,
     },
     Check {
         name: "allocator-hands-out-free-frames",
@@ -156,15 +156,23 @@ fn stores_reach_every_page(case: &Case<'_>) -> Outcome {
     world.verify()
 }
 
-fn refused_access_does_not_happen(case: &Case<'_>) -> Outcome {
+fn access_into_a_hole_ends_with_its_fault(case: &Case<'_>) -> Outcome {
     let world = case.world(4)?;
     let region = world.region(2)?;
-    world.unit.store(at(&region, 0), 13)?;
-    region.protect(region.range(), Prot::empty())?;
-    ensure_eq!("a load where nothing is allowed", world.unit.load(at(&region, 0)), Err(FaultError::Protection));
-    ensure_eq!("a store where nothing is allowed", world.unit.store(at(&region, 0), 14), Err(FaultError::Protection));
-    region.protect(region.range(), Prot::RW)?;
-    ensure_eq!("the word", (get(at(&region, 0)), world.unit.load(at(&region, 0))?), (13, 13));
+    let (edge, hole) = (page(&world, &region, 1) - 8, page(&world, &region, 1));
+    world.unit.store(edge, 13)?;
+    world.unit.store(hole, 14)?;
+    region.unmap(part(&region, world.page(), world.page()))?;
+    let across = world.unit.write(edge, &[0x77; 16]);
+    ensure_eq!("a store of 16 bytes that ends in a hole", across, Err(FaultError::NotMapped));
+    let mut seen = [0; 16];
+    let across = world.unit.read(edge, &mut seen);
+    ensure_eq!("a load of 16 bytes that ends in a hole", across, Err(FaultError::NotMapped));
+    // What lies before the hole was stored or not.
+    let word = get(edge);
+    ensure!([13, 0x7777_7777_7777_7777].contains(&word), "the word before the hole is {word:#x}");
+    let again = world.space.region().page_size(world.size).at(VirtAddr::new(hole)).map(world.page())?;
+    ensure_eq!("the hole, mapped anew", (world.unit.load(hole)?, get(at(&again, 0))), (0, 0));
     world.verify()
 }
 

@@ -14,7 +14,7 @@ pub(super) const CHECKS: &[Check] = &[
     Check {
         name: "failed-grant-loses-nothing",
         rule: "A callback that grants and fails changed nothing: the page is where it was with every byte, and the next access succeeds.",
-        place: "gmem-hal, rules that hold for every callback",
+        place: "gmem-hal \"Rules that hold for every callback\"",
         applies: Applies::EXCLUSIVE.once(),
         run: failed_grant_loses_nothing,
     },
@@ -28,7 +28,7 @@ pub(super) const CHECKS: &[Check] = &[
     Check {
         name: "failed-blank-page-leaks-nothing",
         rule: "A fault on an untouched page that fails leaves no frame behind, and the page still reads as zero.",
-        place: "ARCHITECTURE.md, What always holds, 4 and 5",
+        place: "ARCHITECTURE.md \"What always holds\" 4 and 5",
         applies: Applies::EXCLUSIVE.once(),
         run: failed_blank_page_leaks_nothing,
     },

@@ -43,7 +43,7 @@ pub(super) const CHECKS: &[Check] = &[
     Check {
         name: "fault-on-a-present-page-moves-nothing",
         rule: "A device fault on a page that the device has is answered without a copy, with a hint and without.",
-        place: "ARCHITECTURE.md, What orders two operations; docs/page-entry.md, Transitions",
+        place: "docs/page-entry.md \"Transitions\"",
         applies: Applies::EXCLUSIVE.needs(Capabilities::REPLAYABLE),
         run: fault_on_a_present_page_moves_nothing,
     },
@@ -71,21 +71,21 @@ pub(super) const CHECKS: &[Check] = &[
     Check {
         name: "pins-are-counted",
         rule: "A pin lasts until as many unpins; the 256th is refused with nothing pinned, and so is an unpin without a pin.",
-        place: "gmem `AddressSpace::pin`, `AddressSpace::unpin`",
+        place: "gmem-core `Core::pin`, `Core::unpin`",
         applies: Applies::EXCLUSIVE.once(),
         run: pins_are_counted,
     },
     Check {
         name: "oldest-page-goes-first",
         rule: "Of pages that all must be copied the one longest unused is evicted first, and a fault with the hint hot is a use.",
-        place: "docs/page-entry.md, Frames and age",
+        place: "docs/page-entry.md \"Frames and age\"",
         applies: Applies::EXCLUSIVE.needs(Capabilities::REPLAYABLE).without(Capabilities::PEER).once(),
         run: oldest_page_goes_first,
     },
     Check {
         name: "wanted-page-is-not-evicted",
         rule: "A fault by the page's own device while it is being evicted calls the eviction off.",
-        place: "ARCHITECTURE.md, What orders two operations: fault and evict",
+        place: "ARCHITECTURE.md \"What orders two operations\"",
         applies: Applies::EXCLUSIVE.needs(Capabilities::REPLAYABLE).without(Capabilities::PEER).once(),
         run: wanted_page_is_not_evicted,
     },
@@ -183,6 +183,8 @@ fn device_faults_are_checked(case: &Case<'_>) -> Outcome {
     let world = case.world(4)?;
     let (region, line) = (world.region(2)?, Line::new(&world)?);
     let hole = region.range().end().get();
+    let before = region.range().start().get() - 1;
+    ensure_eq!("a fault before the region", line.fault(before, Access::Read, None), Err(FaultError::NotMapped));
     ensure_eq!("a fault behind the region", line.fault(hole, Access::Read, None), Err(FaultError::NotMapped));
     ensure_eq!("a fault outside the address space", line.fault(64, Access::Read, None), Err(FaultError::NotMapped));
     region.protect(region.range(), Prot::READ)?;

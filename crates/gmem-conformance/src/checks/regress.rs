@@ -20,14 +20,14 @@ pub(super) const CHECKS: &[Check] = &[
     Check {
         name: "cpu-touch-anywhere-brings-the-page",
         rule: "A CPU access at any byte of a page brings that page and no other.",
-        place: "docs/page-entry.md, From a fault to a new state",
+        place: "docs/page-entry.md \"From a fault to a new state\"",
         applies: Applies::EXCLUSIVE,
         run: cpu_touch_anywhere_brings_the_page,
     },
     Check {
         name: "device-touch-anywhere-brings-the-page",
         rule: "Device faults at any bytes of a page are faults of one page, which has one frame.",
-        place: "docs/page-entry.md, From a fault to a new state",
+        place: "docs/page-entry.md \"From a fault to a new state\"",
         applies: Applies::EXCLUSIVE.needs(Capabilities::REPLAYABLE),
         run: device_touch_anywhere_brings_the_page,
     },

@@ -45,8 +45,8 @@ macro_rules! rules {
     ($($(#[$doc:meta])* $name:ident: $side:ident, $place:literal, $text:literal;)*) => {
         $($(#[$doc])* pub const $name: Rule = Rule { side: Side::$side, text: $text, place: $place };)*
 
-        /// Every promise that the observer checks.
-        pub const ALL: &[Rule] = &[$($name),*];
+        /// Every promise that the observer checks, by name.
+        pub const ALL: &[(&str, Rule)] = &[$((stringify!($name), $name)),*];
     };
 }
 
@@ -62,7 +62,7 @@ rules! {
     /// Ranges are whole pages of the address space.
     ALIGNED: Core, "gmem-hal `Mmu`", "ranges are page aligned and inside the range that the page table was made for";
     /// One call for a page at a time.
-    NO_OVERLAP: Core, "gmem-hal, rules that hold for every callback", "no two callbacks run for the same page of one page table at the same time";
+    NO_OVERLAP: Core, "gmem-hal \"Rules that hold for every callback\"", "no two callbacks run for the same page of one page table at the same time";
     /// A mapping is one page of one of the sizes.
     MAPPING: Core, "gmem-hal `Mapping`", "address and frame of a mapping are aligned to its length, which is one of the page sizes, and its access is never empty";
     /// Frames lie in registered memory.
@@ -70,9 +70,9 @@ rules! {
     /// A page gets another frame only after a shootdown.
     ENTER_SAME: Core, "gmem-hal `Mmu::pmap_enter`", "the page is absent, or present with the same frame and less or equal access";
     /// A frame is in one place.
-    ONE_OWNER: Core, "ARCHITECTURE.md, What always holds, 1", "each frame has one owner";
+    ONE_OWNER: Core, "ARCHITECTURE.md \"What always holds\" 1", "each frame has one owner";
     /// Nobody writes what is copied.
-    CUT_BEFORE_COPY: Core, "ARCHITECTURE.md, What always holds, 3", "whoever could write is cut off, and the cut is waited for, before a copy begins";
+    CUT_BEFORE_COPY: Core, "ARCHITECTURE.md \"What always holds\" 3", "whoever could write is cut off, and the cut is waited for, before a copy begins";
     /// A frame is used again only after its shootdown.
     SHOOTDOWN: Core, "gmem-hal `Mmu`", "a frame is free only after the release of its mappings was invalidated and the invalidation answered";
     /// Copies are of whole, aligned pages.
@@ -94,9 +94,9 @@ rules! {
     /// An allocator hands out what is free.
     FREE_FRAME: Driver, "gmem-hal `Frames::alloc_frame`", "a frame that is handed out is free, of the size asked for, aligned to it, and inside the hnode";
     /// Callbacks end.
-    ANSWERS: Driver, "gmem-hal, rules that hold for every callback", "a callback may block for a bounded time: six seconds in this kit";
+    ANSWERS: Driver, "gmem-hal \"Rules that hold for every callback\"", "a callback may block for a bounded time: six seconds in this kit";
     /// A callback does not wait for itself.
-    SELF_WAIT: Driver, "gmem-hal, rules that hold for every callback", "a callback must not call back into the core for a page it was called for";
+    SELF_WAIT: Driver, "gmem-hal \"Rules that hold for every callback\"", "a callback must not call back into the core for a page it was called for";
     /// Revokes do not fail for what is absent.
     ABSENT: Driver, "gmem-hal `Mmu::pmap_release`", "absent pages are no error";
 }
