@@ -265,8 +265,9 @@ const BREAKS: &[Break] = &[
     }),
     ("STOP_LAST", || {
         with(|s| {
+            s.mmu().pmap_destroy(s.pmap).unwrap();
             s.observed.stop();
-            s.release(0);
+            s.observed.switch_context(None).unwrap();
         })
     }),
     ("KNOWN_PMAP", || with(|s| s.mmu().pmap_release(PmapId(99), range(0, 1)).unwrap())),
@@ -318,6 +319,7 @@ const BREAKS: &[Break] = &[
             s.mmu().pmap_destroy(s.pmap).unwrap();
         })
     }),
+    ("DESTROY_EACH", || with(|s| s.observed.stop())),
     ("FENCE_ONCE", || {
         with(|s| {
             s.observed.fence(s.pmap).unwrap();

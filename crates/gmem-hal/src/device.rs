@@ -115,7 +115,7 @@ pub trait Device: Send + Sync {
     /// Called after the memory `range` was registered and became `hnode`.
     fn memory_registered(&self, _hnode: HnodeId, _range: PhysRange) {}
 
-    /// Called after the device was destroyed in the core: no callback follows. May block.
+    /// Called after the device was destroyed in the core: every page table was destroyed, and no callback follows. May block.
     fn stop(&self) {}
 
     /// The MMU functions.

@@ -66,6 +66,10 @@ impl Device for Observed {
         if let Some(call) = shadow.calls.first().map(|call| call.name) {
             shadow.breach(rules::STOP_LAST, format_args!("{call} is still under way"));
         }
+        let left: Vec<_> = shadow.tables.iter().filter(|(_, table)| !table.destroyed).map(|(pmap, _)| *pmap).collect();
+        if !left.is_empty() {
+            shadow.breach(rules::DESTROY_EACH, format_args!("{left:?} are left"));
+        }
         shadow.stopped = true;
     }
 

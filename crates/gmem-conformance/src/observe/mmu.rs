@@ -25,9 +25,10 @@ impl Mmu for Observed {
 
     fn pmap_destroy(&self, pmap: PmapId) -> Result<(), DeviceError> {
         let before = |shadow: &mut super::Shadow| {
-            let Some(table) = shadow.tables.get(&pmap) else {
+            let Some(table) = shadow.tables.get_mut(&pmap) else {
                 return shadow.breach(rules::KNOWN_PMAP, format_args!("pmap_destroy names {pmap}"));
             };
+            table.destroyed = true;
             if let Some((va, page)) = table.pages.iter().next().filter(|_| !table.fenced) {
                 let seen = format!("{pmap} is destroyed with {page:?} at {va:#x}");
                 shadow.breach(rules::DESTROY_EMPTY, seen);

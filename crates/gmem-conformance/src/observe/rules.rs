@@ -81,6 +81,8 @@ rules! {
     DISJOINT: Core, "gmem-hal `Mmu::tlb_invalidate_coalesced`", "the ranges of one request are disjoint";
     /// Tables are empty when they go.
     DESTROY_EMPTY: Core, "gmem-hal `Mmu::pmap_destroy`", "everything was released and invalidated before, or the context is fenced";
+    /// No table is left behind.
+    DESTROY_EACH: Core, "gmem-hal `Device::stop`", "every page table was destroyed before the device is stopped";
     /// A context is fenced once.
     FENCE_ONCE: Core, "gmem-hal `Device::fence`", "a context is fenced at most once";
     /// Frames go back once, unmapped.

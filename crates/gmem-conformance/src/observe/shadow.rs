@@ -49,6 +49,8 @@ pub(super) struct Table {
     base: Option<PhysAddr>,
     pub(super) pages: BTreeMap<u64, Mapped>,
     pub(super) fenced: bool,
+    /// Its destruction was asked for, whatever came of it.
+    pub(super) destroyed: bool,
     pub(super) reserved: Vec<VirtRange>,
 }
 
@@ -72,7 +74,7 @@ pub(super) struct Shadow {
 impl Table {
     pub(super) fn new(request: &PmapRequest) -> Self {
         let base = request.host.map(|host| host.base);
-        Self { range: request.range, mode: request.mode, base, pages: BTreeMap::new(), fenced: false, reserved: Vec::new() }
+        Self { range: request.range, mode: request.mode, base, pages: BTreeMap::new(), fenced: false, destroyed: false, reserved: Vec::new() }
     }
 
     /// The addresses of the pages that overlap `range`.
