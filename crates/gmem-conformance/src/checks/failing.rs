@@ -14,7 +14,7 @@ pub(super) const CHECKS: &[Check] = &[
     Check {
         name: "failed-grant-loses-nothing",
         rule: "A callback that grants and fails changed nothing: the page is where it was with every byte, and the next access succeeds.",
-        place: "gmem-hal \"Rules that hold for every callback\"",
+        place: "crates/gmem-hal/src/lib.rs \"Rules that hold for every callback\"",
         applies: Applies::EXCLUSIVE.once(),
         run: failed_grant_loses_nothing,
     },
@@ -28,14 +28,14 @@ pub(super) const CHECKS: &[Check] = &[
     Check {
         name: "failed-blank-page-leaks-nothing",
         rule: "A fault on an untouched page that fails leaves no frame behind, and the page still reads as zero.",
-        place: "ARCHITECTURE.md \"What always holds\" 4 and 5",
+        place: "ARCHITECTURE.md \"What always holds\" 5",
         applies: Applies::EXCLUSIVE.once(),
         run: failed_blank_page_leaks_nothing,
     },
     Check {
         name: "page-that-a-peer-cannot-have-is-not-taken-for-mapped",
         rule: "A peer that says it has, or is evicting, a page that it was not given is stopped, and the page stays where it was.",
-        place: "gmem-hal `PeerError::Migrating`, `PeerError::PageExists`",
+        place: "gmem-hal `PeerError::Migrating`",
         applies: Applies::EXCLUSIVE.needs(Capabilities::PEER).once(),
         run: page_that_a_peer_cannot_have,
     },
@@ -63,7 +63,7 @@ pub(super) const CHECKS: &[Check] = &[
     Check {
         name: "hint-reaches-the-peer-and-none-does-not",
         rule: "A fault with the hint hot has the peer count a use of the page; a fault without a hint says none.",
-        place: "gmem-hal `PeerMap::hot`, `FaultHint`",
+        place: "gmem-hal `PeerMap::hot`",
         applies: Applies::EXCLUSIVE.needs(Capabilities::PEER).once(),
         run: hint_reaches_the_peer,
     },

@@ -36,7 +36,7 @@ pub(super) const CHECKS: &[Check] = &[
     Check {
         name: "device-faults-are-checked",
         rule: "A device fault outside every region, against the protection, or of nobody's table or device is refused by name.",
-        place: "gmem-hal `Upcalls::device_fault`, `FaultError`",
+        place: "gmem-hal `Upcalls::device_fault`",
         applies: Applies::OWN_TABLE.needs(Capabilities::REPLAYABLE).once(),
         run: device_faults_are_checked,
     },
@@ -50,7 +50,7 @@ pub(super) const CHECKS: &[Check] = &[
     Check {
         name: "host-faults-are-checked",
         rule: "A CPU fault outside every address space is the program's own; in a hole or against the protection it fails; else it is resolved.",
-        place: "gmem-hal `Upcalls::host_fault`, `HostFault`",
+        place: "gmem-hal `Upcalls::host_fault`",
         applies: Applies::EVERYWHERE.once(),
         run: host_faults_are_checked,
     },
@@ -71,7 +71,7 @@ pub(super) const CHECKS: &[Check] = &[
     Check {
         name: "pins-are-counted",
         rule: "A pin lasts until as many unpins; the 256th is refused with nothing pinned, and so is an unpin without a pin.",
-        place: "gmem-core `Core::pin`, `Core::unpin`",
+        place: "gmem-core `Core::pin`",
         applies: Applies::EXCLUSIVE.once(),
         run: pins_are_counted,
     },

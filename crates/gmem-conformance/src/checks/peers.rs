@@ -17,7 +17,7 @@ pub(super) const CHECKS: &[Check] = &[
     Check {
         name: "peer-keeps-what-the-core-refuses",
         rule: "A peer that may not evict a page keeps it, and chooses another or says that it has no memory.",
-        place: "gmem-hal `Peer`, `EvictOutcome::Refused`",
+        place: "gmem-hal `Peer`",
         applies: Applies::EXCLUSIVE.needs(Capabilities::PEER).once(),
         run: peer_keeps_what_the_core_refuses,
     },

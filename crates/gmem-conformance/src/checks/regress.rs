@@ -13,7 +13,7 @@ pub(super) const CHECKS: &[Check] = &[
     Check {
         name: "contexts-come-and-go-in-any-order",
         rule: "Several contexts of one device work, and go on working when one in the middle goes.",
-        place: "gmem `AddressSpace::attach`, `Context::detach`",
+        place: "gmem `AddressSpace::attach`",
         applies: Applies::EVERYWHERE.once(),
         run: contexts_come_and_go,
     },

@@ -33,7 +33,7 @@ pub(super) const CHECKS: &[Check] = &[
     Check {
         name: "replicate-refuses-private-backing",
         rule: "REPLICATE and private backing refuse each other, whichever comes first.",
-        place: "gmem-core `AttachError::PrivateBacking`, `RangeError::PrivateBacking`",
+        place: "gmem-core `AttachError::PrivateBacking`",
         applies: Applies::OWN_TABLE.modes(Modes::REPLICATE).once(),
         run: replicate_refuses_private_backing,
     },

@@ -31,7 +31,7 @@ pub(super) const CHECKS: &[Check] = &[
     Check {
         name: "absent-pages-are-no-error",
         rule: "Releasing and protecting pages that are absent is no error, so no context is fenced for it.",
-        place: "gmem-hal `Mmu::pmap_release`, `Mmu::pmap_protect`",
+        place: "gmem-hal `Mmu::pmap_release`",
         applies: Applies::OWN_TABLE.once(),
         run: absent_pages_are_no_error,
     },

@@ -62,7 +62,7 @@ rules! {
     /// Ranges are whole pages of the address space.
     ALIGNED: Core, "gmem-hal `Mmu`", "ranges are page aligned and inside the range that the page table was made for";
     /// One call for a page at a time.
-    NO_OVERLAP: Core, "gmem-hal \"Rules that hold for every callback\"", "no two callbacks run for the same page of one page table at the same time";
+    NO_OVERLAP: Core, "crates/gmem-hal/src/lib.rs \"Rules that hold for every callback\"", "no two callbacks run for the same page of one page table at the same time";
     /// A mapping is one page of one of the sizes.
     MAPPING: Core, "gmem-hal `Mapping`", "address and frame of a mapping are aligned to its length, which is one of the page sizes, and its access is never empty";
     /// Frames lie in registered memory.
@@ -96,9 +96,9 @@ rules! {
     /// An allocator hands out what is free.
     FREE_FRAME: Driver, "gmem-hal `Frames::alloc_frame`", "a frame that is handed out is free, of the size asked for, aligned to it, and inside the hnode";
     /// Callbacks end.
-    ANSWERS: Driver, "gmem-hal \"Rules that hold for every callback\"", "a callback may block for a bounded time: six seconds in this kit";
+    ANSWERS: Driver, "crates/gmem-hal/src/lib.rs \"Rules that hold for every callback\"", "a callback may block for a bounded time: six seconds in this kit";
     /// A callback does not wait for itself.
-    SELF_WAIT: Driver, "gmem-hal \"Rules that hold for every callback\"", "a callback must not call back into the core for a page it was called for";
+    SELF_WAIT: Driver, "crates/gmem-hal/src/lib.rs \"Rules that hold for every callback\"", "a callback must not call back into the core for a page it was called for";
     /// Revokes do not fail for what is absent.
     ABSENT: Driver, "gmem-hal `Mmu::pmap_release`", "absent pages are no error";
 }

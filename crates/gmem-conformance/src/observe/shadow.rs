@@ -74,7 +74,15 @@ pub(super) struct Shadow {
 impl Table {
     pub(super) fn new(request: &PmapRequest) -> Self {
         let base = request.host.map(|host| host.base);
-        Self { range: request.range, mode: request.mode, base, pages: BTreeMap::new(), fenced: false, destroyed: false, reserved: Vec::new() }
+        Self {
+            range: request.range,
+            mode: request.mode,
+            base,
+            pages: BTreeMap::new(),
+            fenced: false,
+            destroyed: false,
+            reserved: Vec::new(),
+        }
     }
 
     /// The addresses of the pages that overlap `range`.
