@@ -2,7 +2,6 @@
 
 use crate::Rng;
 use gmem_hal::{DeviceError, HostError, PeerError};
-use std::collections::BTreeMap;
 
 macro_rules! callbacks {
     ($($(#[$doc:meta])* $variant:ident = $name:literal,)*) => {
@@ -121,6 +120,9 @@ impl Callback {
     }
 }
 
+/// No callback has more kinds of errors.
+const MOST_ERRORS: usize = 4;
+
 #[derive(Clone, Copy, Debug)]
 enum When {
     /// At this call, counted from one over the life of the simulation.
@@ -151,13 +153,21 @@ pub struct Coverage {
 pub(crate) struct Injector {
     rng: Rng,
     rules: Vec<Rule>,
-    coverage: BTreeMap<Callback, Coverage>,
+    coverage: [Coverage; Callback::ALL.len()],
+    /// How often each error was answered, in the order of [`Callback::errors`].
+    answered: [[u64; MOST_ERRORS]; Callback::ALL.len()],
     enabled: bool,
 }
 
 impl Injector {
     pub(crate) fn new(rng: Rng) -> Self {
-        Self { rng, rules: Vec::new(), coverage: BTreeMap::new(), enabled: true }
+        Self {
+            rng,
+            rules: Vec::new(),
+            coverage: [Coverage::default(); Callback::ALL.len()],
+            answered: [[0; MOST_ERRORS]; Callback::ALL.len()],
+            enabled: true,
+        }
     }
 
     fn add(&mut self, callback: Callback, device: Option<u32>, when: When, error: Injected) {
@@ -183,6 +193,10 @@ impl Injector {
         self.add(callback, device, When::PerMille(per_mille), error);
     }
 
+    pub(crate) fn is_pending(&self, callback: Callback) -> bool {
+        self.rules.iter().any(|rule| rule.callback == callback)
+    }
+
     pub(crate) fn clear(&mut self) {
         self.rules.clear();
     }
@@ -192,12 +206,18 @@ impl Injector {
     }
 
     pub(crate) fn coverage(&self, callback: Callback) -> Coverage {
-        self.coverage.get(&callback).copied().unwrap_or_default()
+        self.coverage[callback as usize]
+    }
+
+    /// How often a call of `callback` was made to answer with `error`.
+    pub(crate) fn answered(&self, callback: Callback, error: Injected) -> u64 {
+        let at = callback.errors().iter().position(|e| *e == error);
+        at.map_or(0, |n| self.answered[callback as usize][n])
     }
 
     /// Counts a call and says whether it is to fail.
     pub(crate) fn check(&mut self, callback: Callback, device: Option<u32>) -> Option<Injected> {
-        let coverage = self.coverage.entry(callback).or_default();
+        let coverage = &mut self.coverage[callback as usize];
         coverage.calls += 1;
         let call = coverage.calls;
         if !self.enabled {
@@ -221,7 +241,10 @@ impl Injector {
         if matches!(rule.when, When::Nth(_)) {
             self.rules.remove(i);
         }
-        self.coverage.entry(callback).or_default().failed += 1;
+        self.coverage[callback as usize].failed += 1;
+        if let Some(n) = callback.errors().iter().position(|error| *error == rule.error) {
+            self.answered[callback as usize][n] += 1;
+        }
         Some(rule.error)
     }
 }

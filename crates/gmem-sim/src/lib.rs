@@ -14,6 +14,7 @@
 //! [`Sim`] → the [host](SimHost) and the [devices](SimDevice) → [`random`], operations drawn by a seed and the model of what memory must contain.
 #![deny(unsafe_code)]
 
+mod changes;
 mod clock;
 mod device;
 mod host;
@@ -28,13 +29,16 @@ mod sched;
 mod sim;
 mod trace;
 
+pub use changes::Change;
 pub use clock::SimClock;
 pub use device::{Canary, DeviceBuilder, DeviceFault, FaultKind, SimDevice};
-pub use host::{CpuFault, SimHost, SimSpace};
+pub use host::{CpuFault, HostCanary, SimHost, SimSpace};
 pub use inject::{Callback, Coverage, Injected};
 pub use lock::{SimEvent, SimLock};
 pub use platform::{Account, SimPlatform};
 pub use rng::Rng;
-pub use sched::{Driver, Reason, Report, Scheduler, current, drive, is_scheduled, yield_point};
+pub use sched::{
+    Driver, Reason, Report, Run, Scheduler, Stopped, current, drive, is_scheduled, text as panic_text, yield_point,
+};
 pub use sim::{Hazards, Sim};
 pub use trace::TraceEvent;

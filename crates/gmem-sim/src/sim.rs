@@ -1,7 +1,8 @@
 //! One simulated machine: what its host and its devices share.
 
+use crate::changes::{Change, Changes};
 use crate::device::Dram;
-use crate::host::HostState;
+use crate::host::{HostCanary, HostState};
 use crate::index::{FrameIndex, Use};
 use crate::inject::Injector;
 use crate::sched::{self, Reason};
@@ -43,6 +44,7 @@ pub struct Sim {
     clock: SimClock,
     trace: Mutex<Trace>,
     injector: Mutex<Injector>,
+    pub(crate) changes: Changes,
     pub(crate) index: Mutex<FrameIndex>,
     pub(crate) host: Mutex<HostState>,
     pub(crate) pools: Mutex<BTreeMap<HnodeId, Arc<Dram>>>,
@@ -51,6 +53,8 @@ pub struct Sim {
     runaways: Mutex<BTreeSet<PmapId>>,
     /// Where threads wait whose CPU fault is pending, by page.
     pub(crate) pending: Mutex<BTreeMap<u64, Arc<SimEvent>>>,
+    /// A defect of the host, planted on purpose.
+    host_canary: Mutex<Option<HostCanary>>,
     next_pmap: AtomicU64,
     next_device: AtomicU64,
 }
@@ -63,12 +67,14 @@ impl Sim {
             clock: SimClock::default(),
             trace: Mutex::default(),
             injector: Mutex::new(Injector::new(Rng::stream(seed, stream::INJECTOR))),
+            changes: Changes::default(),
             index: Mutex::default(),
             host: Mutex::new(HostState::new(Rng::stream(seed, stream::HOST))),
             pools: Mutex::default(),
             hazards: Mutex::default(),
             runaways: Mutex::default(),
             pending: Mutex::default(),
+            host_canary: Mutex::default(),
             next_pmap: AtomicU64::new(1),
             next_device: AtomicU64::new(0),
         })
@@ -104,6 +110,31 @@ impl Sim {
         *lock(&self.hazards)
     }
 
+    /// Frees the bytes of all memory. Only for a machine on which nothing runs any more, and which cannot be taken apart because it broke in the middle.
+    pub fn give_up_memory(&self) {
+        lock(&self.pools).values().for_each(|dram| dram.give_up());
+        lock(&self.host).give_up_homes();
+    }
+
+    /// Builds a defect into the host on purpose.
+    pub fn plant(&self, canary: HostCanary) {
+        *lock(&self.host_canary) = Some(canary);
+    }
+
+    pub(crate) fn host_has(&self, canary: HostCanary) -> bool {
+        *lock(&self.host_canary) == Some(canary)
+    }
+
+    /// From now on, changes of page tables and of memory are kept for [`Sim::take_changes`], which somebody must call then.
+    pub fn record_changes(&self) {
+        self.changes.record();
+    }
+
+    /// The changes since the last call, in order; `into` is overwritten.
+    pub fn take_changes(&self, into: &mut Vec<Change>) {
+        self.changes.take(into);
+    }
+
     /// The `n`th call of `callback` from now (the first is 1) fails with `error`, once.
     ///
     /// # Panics
@@ -127,6 +158,11 @@ impl Sim {
         lock(&self.injector).chance(callback, Some(device), per_mille, error);
     }
 
+    /// Whether a call of `callback` is to fail, and has not yet.
+    pub fn is_to_fail(&self, callback: Callback) -> bool {
+        lock(&self.injector).is_pending(callback)
+    }
+
     /// Forgets every failure asked for.
     pub fn clear_failures(&self) {
         lock(&self.injector).clear();
@@ -142,6 +178,11 @@ impl Sim {
         lock(&self.injector).coverage(callback)
     }
 
+    /// How often `callback` was made to answer with this error, one of [`Callback::errors`].
+    pub fn answered(&self, callback: Callback, error: Injected) -> u64 {
+        lock(&self.injector).answered(callback, error)
+    }
+
     /// The callbacks that were never called.
     pub fn never_called(&self) -> Vec<Callback> {
         Callback::ALL.iter().copied().filter(|c| self.coverage(*c).calls == 0).collect()
@@ -150,6 +191,15 @@ impl Sim {
     /// The memory behind a physical address, read without a trace and without checks: for tests that look behind the scenes.
     pub fn peek(&self, at: PhysAddr, buf: &mut [u8]) {
         self.memory_read(at, buf);
+    }
+
+    /// The `len` bytes at a physical address, all in one page, where they are; `None` if the memory does not exist. Without a trace and without checks, like
+    /// [`Sim::peek`].
+    pub fn inspect<R>(&self, at: PhysAddr, len: ByteLen, f: impl FnOnce(Option<&[u8]>) -> R) -> R {
+        match self.pool(at.hnode) {
+            Some(dram) => dram.inspect(at.addr, len.get() as usize, f),
+            None => f(lock(&self.host).home_bytes(at, len.get() as usize)),
+        }
     }
 
     /// Everything a callback does first: it must not run under a lock, others may go first, it is recorded, and it may have to fail.
@@ -211,6 +261,7 @@ impl Sim {
 
     /// Writes memory as hardware does. A write to memory that no longer exists is lost.
     pub(crate) fn memory_write(&self, at: PhysAddr, buf: &[u8]) {
+        self.changes.note(Change::Bytes(at, ByteLen(buf.len() as u64)));
         let there = match self.pool(at.hnode) {
             Some(dram) => dram.write(at.addr, buf),
             None => lock(&self.host).write_home(at, buf),
@@ -227,6 +278,11 @@ impl Sim {
     /// A context could not be stopped by force.
     pub(crate) fn add_runaway(&self, pmap: PmapId) {
         lock(&self.runaways).insert(pmap);
+    }
+
+    /// A device that was stopped for good reaches nothing: not even by the contexts that could not be stopped by force.
+    pub(crate) fn forget_runaway(&self, pmap: PmapId) {
+        lock(&self.runaways).remove(&pmap);
     }
 
     /// Whether a context could not be stopped by force.

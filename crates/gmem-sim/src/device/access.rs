@@ -1,6 +1,6 @@
 //! What kernels on the device do: loads and stores through its MMU.
 
-use super::SimDevice;
+use super::{Canary, SimDevice};
 use crate::sched::{self, Reason};
 use crate::sim::lock;
 use gmem_hal::{Access, PageSize, PhysAddr, PmapId, VirtAddr};
@@ -53,7 +53,10 @@ impl SimDevice {
         let mut result = Ok(());
         while done < buf.len() && result.is_ok() {
             let part = part_of(va, done, buf.len());
-            result = self.translate(pmap, VirtAddr::new(va.get() + done as u64), Access::Write).map(|at| {
+            result = self.translate(pmap, VirtAddr::new(va.get() + done as u64), Access::Write).map(|mut at| {
+                if self.shows(Canary::StoresAstray, 16) {
+                    at.addr ^= PageSize::Size4K.bytes();
+                }
                 self.is.sim.memory_write(at, &buf[done..done + part]);
                 done += part;
             });

@@ -21,6 +21,22 @@ pub enum Canary {
     TearsCopies,
     /// It answers that it entered a mapping, and did not.
     ForgetsMappings,
+    /// It invalidates, but only when it is called next.
+    InvalidatesLate,
+    /// It answers that it removed an entry, and did not.
+    KeepsEntries,
+    /// It answers that it filled memory with zeros, and did not.
+    LeavesGarbage,
+    /// It answers that it changed the access of an entry, and did not.
+    IgnoresProtection,
+    /// One mapping in sixteen is entered and said to be refused.
+    EntersWhatItRefuses,
+    /// One store in sixteen lands a page further.
+    StoresAstray,
+    /// A peer gives a page up without copying it home, one time in four.
+    ForgetsHomes,
+    /// Its own allocator hands out, one time in eight, a frame that is taken.
+    HandsOutTwice,
 }
 
 /// What a device is like. Start from [`SimDevice::builder`].
@@ -167,6 +183,7 @@ impl DeviceBuilder {
             tlb: Tlb::new(self.tlb_entries, self.caches_absent),
             rng: Rng::stream(self.sim.seed(), stream::DEVICE + u64::from(number)),
             page_sizes: self.info.page_sizes,
+            changes: self.sim.changes.clone(),
         };
         Arc::new(SimDevice {
             number,

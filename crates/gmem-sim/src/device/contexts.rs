@@ -3,6 +3,7 @@
 use super::table::{Leaf, Table};
 use super::tlb::{Cached, Tlb};
 use crate::Rng;
+use crate::changes::{Change, Changes};
 use crate::index::{FrameIndex, Use};
 use crate::ranges::RangeSet;
 use gmem_hal::{ByteLen, Mapping, Mode, PageSize, PageSizes, PhysAddr, PmapId, PmapRequest, Prot, VirtAddr, VirtRange};
@@ -30,6 +31,7 @@ pub(super) struct Contexts {
     pub(super) tlb: Tlb,
     pub(super) rng: Rng,
     pub(super) page_sizes: PageSizes,
+    pub(super) changes: Changes,
 }
 
 fn page(va: u64, size: PageSize) -> VirtRange {
@@ -53,14 +55,20 @@ impl Contexts {
         Use { pmap, va: VirtAddr::new(va), len: size.len(), prot, cached, exclusive }
     }
 
+    fn changed(&self, pmap: PmapId, va: u64, size: PageSize) {
+        self.changes.note(Change::Device(self.live[&pmap].request.space, page(va, size)));
+    }
+
     fn put(&mut self, index: &mut FrameIndex, pmap: PmapId, va: u64, leaf: Leaf) {
         index.add(leaf.frame, self.reach(pmap, va, leaf.size, leaf.prot, false));
         self.context(pmap).table.put(va, leaf);
+        self.changed(pmap, va, leaf.size);
     }
 
     fn take(&mut self, index: &mut FrameIndex, pmap: PmapId, va: u64) -> Leaf {
         let leaf = self.context(pmap).table.take(va);
         index.remove(leaf.frame, pmap, VirtAddr::new(va), false);
+        self.changed(pmap, va, leaf.size);
         leaf
     }
 

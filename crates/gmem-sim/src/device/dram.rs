@@ -38,6 +38,13 @@ impl Dram {
         }
     }
 
+    /// Shows bytes to `f`; `None` if the addresses are not this memory's.
+    pub(crate) fn inspect<R>(&self, addr: u64, len: usize, f: impl FnOnce(Option<&[u8]>) -> R) -> R {
+        let at = addr.wrapping_sub(self.range.begin) as usize;
+        let bytes = lock(&self.bytes);
+        f(at.checked_add(len).and_then(|end| bytes.get(at..end)))
+    }
+
     /// Reads. False if the addresses are not this memory's.
     pub(crate) fn read(&self, addr: u64, buf: &mut [u8]) -> bool {
         self.with(addr, buf.len(), |part| buf.copy_from_slice(part))
@@ -46,6 +53,11 @@ impl Dram {
     /// Writes. False if the addresses are not this memory's.
     pub(crate) fn write(&self, addr: u64, buf: &[u8]) -> bool {
         self.with(addr, buf.len(), |part| part.copy_from_slice(buf))
+    }
+
+    /// Its bytes are freed.
+    pub(crate) fn give_up(&self) {
+        *lock(&self.bytes) = Vec::new();
     }
 
     /// All of it is lost.

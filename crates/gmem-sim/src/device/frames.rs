@@ -1,6 +1,6 @@
 //! A driver's own frame allocator.
 
-use super::SimDevice;
+use super::{Canary, SimDevice};
 use crate::Callback;
 use crate::sim::lock;
 use gmem_hal::{DeviceError, Frames, HnodeId, PageSize, PhysAddr, PhysRange};
@@ -34,6 +34,11 @@ impl FrameMap {
         None
     }
 
+    fn first_taken(&self, within: PhysRange, size: PageSize) -> Option<u64> {
+        let frames = (within.begin.next_multiple_of(size.bytes())..within.end).step_by(size.bytes() as usize);
+        frames.into_iter().find(|at| self.taken[self.slots(*at, size)].iter().all(|taken| *taken))
+    }
+
     fn slots(&self, addr: u64, size: PageSize) -> std::ops::Range<usize> {
         let first = ((addr - self.range.begin) / GRAIN) as usize;
         first..first + (size.bytes() / GRAIN) as usize
@@ -61,7 +66,13 @@ impl Frames for SimDevice {
         self.call(Callback::AllocFrame, [u64::from(hnode.0), size.bytes(), 0])?;
         let within =
             self.registered(hnode).unwrap_or_else(|| panic!("alloc_frame in {hnode}, which is not registered memory of this device"));
-        let addr = lock(&self.frames).alloc(within, size).ok_or(DeviceError::NoMemory)?;
+        let mut frames = lock(&self.frames);
+        if self.shows(Canary::HandsOutTwice, 8)
+            && let Some(addr) = frames.first_taken(within, size)
+        {
+            return Ok(PhysAddr { hnode, addr });
+        }
+        let addr = frames.alloc(within, size).ok_or(DeviceError::NoMemory)?;
         Ok(PhysAddr { hnode, addr })
     }
 

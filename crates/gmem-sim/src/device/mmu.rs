@@ -52,7 +52,9 @@ impl SimDevice {
     }
 
     fn invalidate(&self, contexts: &mut Contexts, index: &mut FrameIndex, pmap: PmapId, range: VirtRange) {
-        if self.is.canary != Some(Canary::KeepsTranslations) {
+        if self.has(Canary::InvalidatesLate) {
+            lock(&self.life).owed.push((pmap, range));
+        } else if !self.has(Canary::KeepsTranslations) {
             contexts.invalidate(index, pmap, range);
         }
     }
@@ -151,19 +153,30 @@ impl Mmu for SimDevice {
             return Err(DeviceError::Dead);
         }
         self.assert_mappable(&mut contexts, pmap, mapping);
-        if self.is.canary != Some(Canary::ForgetsMappings) {
+        if !self.has(Canary::ForgetsMappings) {
             contexts.enter(&mut lock(&self.is.sim.index), pmap, mapping);
         }
-        called
+        drop(contexts);
+        if self.shows(Canary::EntersWhatItRefuses, 16) { Err(DeviceError::NoMemory) } else { called }
     }
 
     fn pmap_release(&self, pmap: PmapId, range: VirtRange) -> Result<(), DeviceError> {
         self.assert_no_peer("pmap_release");
-        self.revoke(Callback::PmapRelease, pmap, &[range], |contexts, index, range| contexts.release(index, pmap, range))
+        let keeps = self.has(Canary::KeepsEntries);
+        self.revoke(Callback::PmapRelease, pmap, &[range], |contexts, index, range| {
+            if !keeps {
+                contexts.release(index, pmap, range);
+            }
+        })
     }
 
     fn pmap_protect(&self, pmap: PmapId, range: VirtRange, prot: Prot) -> Result<(), DeviceError> {
-        self.revoke(Callback::PmapProtect, pmap, &[range], |contexts, index, range| contexts.protect(index, pmap, range, prot))
+        let ignores = self.has(Canary::IgnoresProtection);
+        self.revoke(Callback::PmapProtect, pmap, &[range], |contexts, index, range| {
+            if !ignores {
+                contexts.protect(index, pmap, range, prot);
+            }
+        })
     }
 
     fn tlb_invalidate(&self, pmap: PmapId, range: VirtRange) -> Result<(), DeviceError> {

@@ -19,12 +19,12 @@ pub use builder::{Canary, DeviceBuilder};
 pub(crate) use dram::Dram;
 
 use crate::sim::{Sim, lock};
-use crate::{Callback, Injected, sched};
+use crate::{Callback, Change, Injected, sched};
 use contexts::Contexts;
 use frames::FrameMap;
 use gmem_hal::{
     Capabilities, CopyEngine, Device, DeviceError, DeviceId, DeviceInfo, Frames, HnodeId, Mmu, Modes, Peer, PeerError, PhysAddr, PhysRange,
-    PmapId, Prot, SpaceId, Upcalls, VirtAddr,
+    PmapId, Prot, SpaceId, Upcalls, VirtAddr, VirtRange,
 };
 use peer::PeerState;
 use std::sync::{Arc, Mutex, Weak};
@@ -36,6 +36,8 @@ struct Life {
     memory: Vec<(HnodeId, PhysRange)>,
     current: Option<PmapId>,
     switches: u64,
+    /// What a device that invalidates late still has to invalidate.
+    owed: Vec<(PmapId, VirtRange)>,
     /// The last switch was made to fail, hence what is current is not the core's choice.
     switch_refused: bool,
     dead: bool,
@@ -157,6 +159,7 @@ impl SimDevice {
         if self.is.memory_survives {
             return;
         }
+        self.is.sim.changes.note(Change::Power);
         self.dram.power_cycle();
         lock(&self.frames).clear();
         lock(&self.peer).clear();
@@ -186,6 +189,7 @@ impl SimDevice {
     fn peer_call(&self, callback: Callback, args: [u64; 3]) -> Result<(), PeerError> {
         let injected = self.is.sim.callback(callback, Some(self.number), args);
         self.assert_running(callback.name());
+        self.invalidate_owed();
         let outlives = self.is.memory_survives && matches!(callback, Callback::Zero | Callback::Copy);
         if self.is_dead() && !outlives {
             return Err(DeviceError::Dead.into());
@@ -200,6 +204,27 @@ impl SimDevice {
             self.kill();
         }
         Err(error)
+    }
+
+    /// Whether it has this defect.
+    fn has(&self, canary: Canary) -> bool {
+        self.is.canary == Some(canary)
+    }
+
+    /// Whether it has this defect, and one call in `n` shows it now.
+    fn shows(&self, canary: Canary, n: u64) -> bool {
+        self.has(canary) && lock(&self.contexts).rng.below(n) == 0
+    }
+
+    fn invalidate_owed(&self) {
+        if !self.has(Canary::InvalidatesLate) {
+            return;
+        }
+        let owed = std::mem::take(&mut lock(&self.life).owed);
+        let mut contexts = lock(&self.contexts);
+        for (pmap, range) in owed {
+            contexts.invalidate(&mut lock(&self.is.sim.index), pmap, range);
+        }
     }
 
     /// The beginning of a callback that cannot fail.
@@ -220,7 +245,25 @@ impl SimDevice {
     pub fn memory_unregistered(&self, hnode: HnodeId) {
         self.note("memory_unregistered", [u64::from(hnode.0), 0, 0]);
         lock(&self.life).memory.retain(|(h, _)| *h != hnode);
-        lock(&self.is.sim.pools).remove(&hnode);
+        let mut pools = lock(&self.is.sim.pools);
+        if pools.get(&hnode).is_some_and(|dram| dram.owner() == self.number) {
+            pools.remove(&hnode);
+        }
+    }
+
+    /// It is taken out of the machine: nothing of it reaches memory any more, and nothing reaches its memory.
+    fn vanish(&self) {
+        let mut contexts = lock(&self.contexts);
+        let mut index = lock(&self.is.sim.index);
+        let all: Vec<PmapId> = contexts.live.keys().chain(&contexts.gone).copied().collect();
+        for pmap in all {
+            contexts.forget(&mut index, pmap);
+            self.is.sim.forget_runaway(pmap);
+        }
+        contexts.live.clear();
+        contexts.gone.clear();
+        lock(&self.is.sim.pools).retain(|_, dram| dram.owner() != self.number);
+        lock(&self.peer).clear();
     }
 
     /// The range of a registered pool of its memory.
@@ -248,7 +291,9 @@ impl Device for SimDevice {
         assert!(memory.begin <= range.begin && range.end <= memory.end, "{range:?} became {hnode}, but the device's memory is {memory:?}");
         lock(&self.life).memory.push((hnode, range));
         let before = lock(&self.is.sim.pools).insert(hnode, self.dram.clone());
-        assert!(before.is_none(), "{hnode} was given to two memories");
+        // The core may use the number of a memory again before the driver that had it knows that its call succeeded.
+        let late = before.is_none_or(|before| sched::is_scheduled() && before.owner() != self.number);
+        assert!(late, "{hnode} was given to two memories");
     }
 
     fn stop(&self) {
@@ -256,7 +301,9 @@ impl Device for SimDevice {
         let contexts = lock(&self.contexts);
         let left = contexts.live.iter().find(|(_, c)| !c.suspect && !c.fenced);
         assert!(left.is_none(), "device {:?} is stopped with {:?} still alive", self.is.info.name, left.map(|(pmap, _)| pmap));
+        drop(contexts);
         lock(&self.life).stopped = true;
+        self.vanish();
     }
 
     fn mmu(&self) -> &dyn Mmu {

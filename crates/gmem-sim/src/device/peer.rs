@@ -1,6 +1,6 @@
 //! The operating system of a PEER device: it manages its addresses and pages itself, and makes room by asking the core to take pages home.
 
-use super::SimDevice;
+use super::{Canary, SimDevice};
 use crate::Callback;
 use crate::ranges::RangeSet;
 use crate::sched::{self, Reason};
@@ -63,6 +63,11 @@ impl SimDevice {
     /// A part of a PEER device's address space is in use by itself: reserving it is refused with [`PeerError::Conflict`].
     pub fn occupy(&self, range: VirtRange) {
         lock(&self.peer).occupied.insert(range);
+    }
+
+    /// Where a PEER device keeps a page.
+    pub fn peer_frame(&self, pmap: PmapId, va: VirtAddr) -> Option<PhysAddr> {
+        lock(&self.peer).pages.get(&(pmap, va.get())).map(|page| page.frame)
     }
 
     /// How many pages a PEER device holds.
@@ -304,7 +309,7 @@ impl Peer for SimDevice {
             }
         }
         self.peer_release(pmap, range);
-        if let Some(home) = copy {
+        if let Some(home) = copy.filter(|_| !self.shows(Canary::ForgetsHomes, 4)) {
             self.transfer(home, Some(page.frame), len, false)?;
         }
         lock(&self.peer).pages.remove(&(pmap, va.get()));

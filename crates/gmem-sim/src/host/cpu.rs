@@ -3,6 +3,7 @@
 use super::SimHost;
 use super::state::{GRAIN, SpaceState, across, grains};
 use crate::SimEvent;
+use crate::Change;
 use crate::sched::{self, Reason};
 use crate::sim::lock;
 use gmem_hal::{Access, ByteLen, Event, PhysAddr, Prot, VirtAddr, VirtRange};
@@ -31,7 +32,9 @@ impl SimHost {
     /// The CPU stores `buf`. On a fault the bytes before it were written.
     pub fn cpu_write(&self, va: VirtAddr, buf: &[u8]) -> Result<(), CpuFault> {
         sched::yield_point(Reason::Access);
+        let changes = self.sim.changes.clone();
         let result = self.access(va, Access::Write, buf.len(), |state, page, inside, part| {
+            changes.note(Change::Cpu(VirtRange::from_len(VirtAddr::new(page), ByteLen(GRAIN)).expect("a mapped page does not wrap")));
             state.homes.get_mut(&page).expect("a CPU-mapped page is populated")[inside].copy_from_slice(&buf[part]);
         });
         self.sim.event_bytes("cpu_write", [va.get(), buf.len() as u64, u64::from(result.is_ok()), 0], buf);
@@ -85,6 +88,11 @@ impl SimHost {
         host.visible_space(va).is_some_and(|s| s.homes.contains_key(&page))
     }
 
+    /// The number of the address space, in the order of making from zero, and the virtual address whose home is at a host physical address.
+    pub fn locate(&self, at: PhysAddr) -> Option<(u32, VirtAddr)> {
+        lock(&self.sim.host).resolve(at).map(|(space, va, _)| (space, va))
+    }
+
     /// The virtual address whose home is at a host physical address.
     pub fn resolve_host(&self, at: PhysAddr) -> Option<VirtAddr> {
         lock(&self.sim.host).resolve(at).map(|(_, va, _)| va)
@@ -122,6 +130,34 @@ impl SimHost {
                 }
             }
         }
+    }
+}
+
+impl SimHost {
+    /// An I/O device of the kernel stores to a pinned page, past every page table. False if the page is not pinned any more, because it was unmapped.
+    pub fn dma_write(&self, va: VirtAddr, buf: &[u8]) -> bool {
+        sched::yield_point(Reason::Access);
+        let done = self.dma(va, buf.len(), |home, part| home.copy_from_slice(&buf[part]));
+        self.sim.changes.note(Change::Cpu(pages_around(va, ByteLen(buf.len() as u64))));
+        self.sim.event_bytes("dma_write", [va.get(), buf.len() as u64, u64::from(done), 0], buf);
+        done
+    }
+
+    /// An I/O device of the kernel loads from a pinned page. False as for [`SimHost::dma_write`].
+    pub fn dma_read(&self, va: VirtAddr, buf: &mut [u8]) -> bool {
+        sched::yield_point(Reason::Access);
+        let done = self.dma(va, buf.len(), |home, part| buf[part].copy_from_slice(home));
+        self.sim.event_bytes("dma_read", [va.get(), buf.len() as u64, u64::from(done), 0], buf);
+        done
+    }
+
+    fn dma(&self, va: VirtAddr, len: usize, mut f: impl FnMut(&mut [u8], std::ops::Range<usize>)) -> bool {
+        let mut host = lock(&self.sim.host);
+        let Some(state) = host.visible_space(va) else { return false };
+        across(va.get(), len, |page, inside, part| {
+            let home = state.homes.get_mut(&page).filter(|_| state.pins.contains_key(&page));
+            home.map(|home| f(&mut home[inside], part)).is_some()
+        })
     }
 }
 

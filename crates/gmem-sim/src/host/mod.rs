@@ -7,11 +7,24 @@ pub use cpu::CpuFault;
 pub(crate) use state::HostState;
 
 use crate::sim::{Sim, lock};
-use crate::{Callback, Injected};
-use gmem_hal::{Host, HostError, HostWindow, Pages, PhysAddr, Prot, RegionAttrs, VirtRange};
+use crate::{Callback, Change, Injected};
+use gmem_hal::{Host, HostError, HostWindow, Pages, PhysAddr, Prot, RegionAttrs, VirtAddr, VirtRange};
 use state::{GRAIN, Region, SpaceState, grains, home_of};
 use std::collections::BTreeMap;
 use std::sync::Arc;
+
+/// A defect built into the host on purpose: a test that does not notice it tests nothing.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum HostCanary {
+    /// It answers that it took pages from the CPU, and one time in eight did not.
+    KeepsCpuMappings,
+    /// A home that was just populated is not zero.
+    PopulatesGarbage,
+    /// It keeps the bytes of a home that was discarded.
+    KeepsDiscarded,
+    /// It forgets that the kernel holds a page.
+    ForgetsPins,
+}
 
 /// A host's record of an address space.
 #[derive(Debug)]
@@ -44,6 +57,14 @@ impl SimHost {
         lock(&self.sim.host).spaces.values().map(|s| s.homes.len() as u64 * GRAIN).sum()
     }
 
+    /// The home of the page at `va` of the address space of this number, in the order of making from zero, if a region is there.
+    pub fn home_at(&self, space: u32, va: VirtAddr) -> Option<PhysAddr> {
+        let host = lock(&self.sim.host);
+        let state = host.spaces.get(&space)?;
+        let region = state.region_at(va.get())?;
+        Some(home_of(space, state.range, va, region.attrs.backing))
+    }
+
     fn call(&self, callback: Callback, space: &SimSpace, range: VirtRange) -> Result<(), HostError> {
         let args = [u64::from(space.number), range.start().get(), range.len().get()];
         match self.sim.callback(callback, None, args) {
@@ -57,6 +78,15 @@ impl SimHost {
         crate::sched::assert_no_lock_held(what);
         crate::sched::yield_point(crate::Reason::Callback(what));
         self.sim.event(what, [u64::from(space.number), range.start().get(), range.len().get(), 0]);
+    }
+
+    /// What the CPU may do changed at these pages, or their homes did.
+    fn changed(&self, space: &SimSpace, pages: &Pages, bytes: bool) {
+        self.sim.changes.note(Change::Cpu(pages.range));
+        if bytes {
+            let home = home_of(space.number, space.range, pages.range.start(), pages.attrs.backing);
+            self.sim.changes.note(Change::Bytes(home, pages.range.len()));
+        }
     }
 
     fn with<R>(&self, space: &SimSpace, f: impl FnOnce(&mut SpaceState, &mut crate::Rng) -> R) -> R {
@@ -137,6 +167,7 @@ impl Host for SimHost {
     fn region_unmap(&self, space: &SimSpace, region: &Pages) {
         self.note("region_unmap", space, region.range);
         self.assert_homes_unreachable(space, region, "region_unmap frees");
+        self.changed(space, region, true);
         self.with(space, |state, _| {
             state.join(region.range);
             state.assert_pages("region_unmap", region);
@@ -157,6 +188,7 @@ impl Host for SimHost {
         } else {
             self.call(Callback::RegionProtect, space, region.range)?;
         }
+        self.changed(space, region, false);
         self.with(space, |state, rng| {
             state.join(region.range);
             state.assert_pages("region_protect", region);
@@ -184,6 +216,8 @@ impl Host for SimHost {
 
     fn populate(&self, space: &SimSpace, pages: &Pages) -> Result<(), HostError> {
         let injected = self.call(Callback::Populate, space, pages.range);
+        self.changed(space, pages, true);
+        let fresh = if self.sim.host_has(HostCanary::PopulatesGarbage) { 0xa5 } else { 0 };
         self.with(space, |state, rng| {
             state.assert_pages("populate", pages);
             // A refusal may come half-way: some homes are there then.
@@ -191,7 +225,7 @@ impl Host for SimHost {
             let count = if injected.is_ok() { all } else { rng.below(all) };
             for page in grains(pages.range).take(count as usize) {
                 assert!(!state.cpu.contains_key(&page), "populate of {page:#x}, which is CPU-mapped");
-                state.homes.entry(page).or_insert_with(|| vec![0; GRAIN as usize].into_boxed_slice());
+                state.homes.entry(page).or_insert_with(|| vec![fresh; GRAIN as usize].into_boxed_slice());
             }
         });
         injected
@@ -199,6 +233,7 @@ impl Host for SimHost {
 
     fn cpu_map(&self, space: &SimSpace, pages: &Pages) -> Result<(), HostError> {
         self.call(Callback::CpuMap, space, pages.range)?;
+        self.changed(space, pages, false);
         let writable = pages.attrs.prot.contains(Prot::WRITE);
         let home = home_of(space.number, space.range, pages.range.start(), pages.attrs.backing);
         self.with(space, |state, _| {
@@ -222,8 +257,16 @@ impl Host for SimHost {
 
     fn cpu_unmap(&self, space: &SimSpace, pages: &Pages) -> Result<(), HostError> {
         self.call(Callback::CpuUnmap, space, pages.range)?;
-        self.with(space, |state, _| {
+        self.changed(space, pages, false);
+        let (forgets, keeps) = (self.sim.host_has(HostCanary::ForgetsPins), self.sim.host_has(HostCanary::KeepsCpuMappings));
+        self.with(space, |state, rng| {
             state.assert_pages("cpu_unmap", pages);
+            if keeps && rng.below(8) == 0 {
+                return Ok(());
+            }
+            if forgets {
+                state.pins.retain(|page, _| !pages.range.contains(VirtAddr::new(*page)));
+            }
             if grains(pages.range).any(|page| state.pins.contains_key(&page)) {
                 return Err(HostError::Pinned);
             }
@@ -237,11 +280,15 @@ impl Host for SimHost {
     fn discard(&self, space: &SimSpace, pages: &Pages) {
         self.note("discard", space, pages.range);
         self.assert_homes_unreachable(space, pages, "discard frees");
+        self.changed(space, pages, true);
+        let keeps = self.sim.host_has(HostCanary::KeepsDiscarded);
         self.with(space, |state, _| {
             state.assert_pages("discard", pages);
             for page in grains(pages.range) {
                 assert!(!state.cpu.contains_key(&page), "discard of {page:#x}, which is CPU-mapped");
-                state.homes.remove(&page);
+                if !keeps {
+                    state.homes.remove(&page);
+                }
             }
         });
     }

@@ -73,6 +73,18 @@ impl HostState {
         (region.attrs.backing == backing).then_some((space, va.get()))
     }
 
+    /// Bytes of one home, inside one grain.
+    pub(crate) fn home_bytes(&self, at: PhysAddr, len: usize) -> Option<&[u8]> {
+        let (space, va) = self.home(at)?;
+        let inside = (va % GRAIN) as usize;
+        self.spaces[&space].homes.get(&(va - va % GRAIN))?.get(inside..inside + len)
+    }
+
+    /// The bytes of every home are freed.
+    pub(crate) fn give_up_homes(&mut self) {
+        self.spaces.values_mut().for_each(|space| space.homes.clear());
+    }
+
     /// Reads bytes of one home. False if it does not exist.
     pub(crate) fn read_home(&self, at: PhysAddr, buf: &mut [u8]) -> bool {
         let Some((space, va)) = self.home(at) else { return false };

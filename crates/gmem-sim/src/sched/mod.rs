@@ -11,7 +11,7 @@ mod scheduler;
 mod tests;
 
 pub use driver::{Driver, drive};
-pub use scheduler::{Report, Scheduler};
+pub use scheduler::{Report, Run, Scheduler, Stopped, text};
 
 use coroutine::Suspend;
 use gmem_hal::Wait;
