@@ -1,6 +1,7 @@
 //! The core: the tables of devices, hnodes and address spaces.
 
 use crate::device::DeviceSlot;
+use crate::entry::TRANSITIONS;
 use crate::error::DeviceCallError;
 use crate::hnode::{Hnode, HnodeStats};
 use crate::hnode_set::HnodeSet;
@@ -126,6 +127,11 @@ impl<P: Platform> Core<P> {
     /// The figures of one hnode.
     pub fn hnode_stats(&self, id: HnodeId) -> Option<HnodeStats> {
         Some(self.hnode(id)?.stats())
+    }
+
+    /// How often each row of [`TRANSITIONS`](crate::TRANSITIONS) was taken since the core was made.
+    pub fn transitions(&self) -> [u64; TRANSITIONS.len()] {
+        self.counters.transitions()
     }
 
     /// The figures of everything since the core was made.

@@ -239,7 +239,7 @@ impl<P: Platform> Core<P> {
     fn evict_one(&self, mut op: Op<'_, P>, facts: &Facts, spare: Spare) -> Evicted {
         if spare.wanted && self.is_wanted(&op) {
             self.counters.evictions_cancelled.add(1);
-            self.cancel(op, false);
+            self.cancel(op, facts.state == State::Duplicated);
             return Evicted::Wanted;
         }
         let plan = plan(facts, Wish::Evict);
@@ -255,14 +255,14 @@ impl<P: Platform> Core<P> {
         }
         if spare.wanted && self.is_wanted(&op) && !op.unsafe_to_free {
             self.counters.evictions_cancelled.add(1);
-            self.cancel(op, copied);
+            self.cancel(op, true);
             return Evicted::Wanted;
         }
         // Nothing after the copy can fail for an eviction: the CPU's mapping and the replicas' are best effort.
         let _ = op.run(&plan.steps[at..].iter().copied().collect());
         let freed = if op.unsafe_to_free { Evicted::Stuck } else { Evicted::Freed };
         self.count_eviction(facts);
-        self.commit(op, plan.next);
+        self.commit(op, plan.event);
         freed
     }
 
@@ -277,16 +277,19 @@ impl<P: Platform> Core<P> {
         op.space.lock().entry(&op.region, op.page.start()).willneed
     }
 
-    /// Calls an eviction off. If the page was copied already, both copies are good.
-    fn cancel(&self, op: Op<'_, P>, copied: bool) {
-        let next =
-            if copied { transition(op.state, PageEvent::EvictCancel).expect("an eviction under way can be called off") } else { op.state };
+    /// Calls an eviction off; `late` if all was done that there was to copy: both copies are good then.
+    fn cancel(&self, op: Op<'_, P>, late: bool) {
+        let event = PageEvent::EvictCancel;
+        let next = if late { transition(op.state, event).expect("an eviction under way can be called off") } else { op.state };
         op.reenter_owner(next == State::Device);
-        if copied {
-            self.commit(op, next);
-        } else {
-            self.keep(op, true);
+        if next != op.state {
+            self.commit(op, event);
+            return;
         }
+        if late {
+            self.counters.take_transition(op.state, event);
+        }
+        self.keep(op, true);
     }
 
     /// Revokes a few of the oldest mappings: a page that is touched again before its turn comes becomes young, the others are known to be unused. MMUs
@@ -363,7 +366,7 @@ impl<P: Platform> Core<P> {
         match op.run(&plan.steps) {
             Ok(()) => {
                 self.count_eviction(&facts);
-                self.commit(op, plan.next);
+                self.commit(op, plan.event);
                 (page.end(), EvictOutcome::Evicted)
             }
             Err(failed) => {

@@ -2,7 +2,7 @@
 
 use crate::context::{Context, Table};
 use crate::core::Core;
-use crate::entry::{Entry, State};
+use crate::entry::{Entry, PageEvent, State};
 use crate::execute::{Cause, Op, replicas};
 use crate::frame::List;
 use crate::hnode::Hnode;
@@ -205,7 +205,7 @@ impl<P: Platform> Core<P> {
     fn carry_out(&self, mut op: Op<'_, P>, plan: &Plan) -> Result<(), (FaultError, Option<(Arc<Hnode<P>>, u32)>)> {
         match op.run(&plan.steps) {
             Ok(()) => {
-                self.commit(op, plan.next);
+                self.commit(op, plan.event);
                 Ok(())
             }
             Err(failed) => {
@@ -216,9 +216,10 @@ impl<P: Platform> Core<P> {
         }
     }
 
-    /// The page is in `next`: the entry says so, and whoever waits is woken.
-    pub(crate) fn commit(&self, mut op: Op<'_, P>, next: State) {
+    /// `event` has happened to the page: the entry says so, and whoever waits is woken.
+    pub(crate) fn commit(&self, mut op: Op<'_, P>, event: PageEvent) {
         let page = op.page.start();
+        let next = self.counters.take_transition(op.state, event);
         let same_owner = match (&op.from, &op.to) {
             (Some(from), Some(to)) => from.device.id == to.device.id,
             _ => false,

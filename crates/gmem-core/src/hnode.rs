@@ -118,7 +118,7 @@ impl<P: Platform> Hnode<P> {
         platform.uncharge(self.charged);
     }
 
-    fn base(&self) -> u64 {
+    pub(crate) fn base(&self) -> u64 {
         self.range.begin & !(PageSize::Size2M.bytes() - 1)
     }
 
@@ -382,6 +382,18 @@ impl<P: Platform> Hnode<P> {
             peak: ByteLen(pool.peak),
             metadata: ByteLen((pool.frames.metadata_bytes() + pool.buddy.as_ref().map_or(0, Buddy::metadata_bytes)) as u64),
         }
+    }
+
+    /// What the descriptor of a frame says, if it is in use.
+    pub(crate) fn frame(&self, frame: FrameId) -> Option<Frame> {
+        let pool = self.pool.lock();
+        pool.frames.is_used(frame).then(|| pool.frames.get(frame))
+    }
+
+    /// How many frames hold a page, or are about to: those in use that are not quarantined.
+    pub(crate) fn holding(&self) -> usize {
+        let pool = self.pool.lock();
+        pool.frames.used() - pool.frames.count(List::Quarantined)
     }
 
     /// Calls `check` for every frame in use, and returns the bytes that the buddy allocator, the used and the quarantined frames add up to.

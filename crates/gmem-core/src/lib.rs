@@ -66,4 +66,4 @@ pub use hnode::HnodeStats;
 pub use hold::HoldRange;
 pub use map::{MAP_TRIES, MapRequest};
 pub use stats::Stats;
-pub use verify::Violation;
+pub use verify::{PageSight, Sight, Violation};

@@ -92,6 +92,7 @@ pub(crate) type Steps = ArrayVec<Step, 8>;
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct Plan {
     pub(crate) steps: Steps,
+    pub(crate) event: PageEvent,
     pub(crate) next: State,
 }
 
@@ -108,7 +109,7 @@ pub(crate) fn plan(facts: &Facts, wish: Wish) -> Plan {
     let event = event(facts, wish);
     let next =
         transition(facts.state, event).unwrap_or_else(|| panic!("a page in state {:?} cannot meet {event:?} ({facts:?})", facts.state));
-    Plan { steps, next }
+    Plan { steps, event, next }
 }
 
 fn event(facts: &Facts, wish: Wish) -> PageEvent {

@@ -138,6 +138,11 @@ impl<P: Platform> Space<P> {
         self.lock().contexts.clone()
     }
 
+    /// The same, unless somebody holds the lock.
+    pub(crate) fn try_lock(&self) -> Option<Guard<'_, P>> {
+        self.inner.try_lock()
+    }
+
     pub(crate) fn event(&self, page: VirtAddr) -> &P::Event {
         let page = page.get() >> 12;
         &self.events[((page ^ page >> 4 ^ page >> 9) % EVENTS as u64) as usize]
@@ -275,6 +280,15 @@ impl<P: Platform> Inner<P> {
     pub(crate) fn set_entry(&mut self, region: &Region, page: VirtAddr, entry: Entry) {
         let slot = region.slot(page);
         self.table_mut(region).words[slot] = entry.pack();
+    }
+
+    /// The entries of the pages of a region that somebody has touched.
+    pub(crate) fn touched(&self, region: &Region) -> impl Iterator<Item = (VirtAddr, Entry)> {
+        let (first, last) = (region.slot(region.range.start()), region.slot(region.range.end()));
+        let (start, shift) = (region.range.start().get(), region.attrs.page_size.shift());
+        let words = self.table(region).words[first..last].iter().enumerate();
+        let touched = words.filter(|(_, word)| !Entry::is_untouched(**word));
+        touched.map(move |(n, word)| (VirtAddr::new(start + ((n as u64) << shift)), Entry::unpack(*word)))
     }
 
     /// The first page in `range` at or after `from` that somebody has touched, looking at no more than `most` pages; or where to go on looking.

@@ -1,5 +1,6 @@
 //! Counters. Causes are kept apart from the start, because "it is slow" is answered by them.
 
+use crate::entry::{PageEvent, State, TRANSITIONS};
 use crate::hnode::HnodeStats;
 use ::core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use alloc::vec::Vec;
@@ -11,6 +12,8 @@ macro_rules! counters {
         #[derive(Default)]
         pub(crate) struct Counters {
             $(pub(crate) $name: Counter,)*
+            /// How often each row of [`TRANSITIONS`] was taken.
+            transitions: [Counter; TRANSITIONS.len()],
         }
 
         /// The figures of a core since it was made.
@@ -76,6 +79,23 @@ counters! {
     replica_enters,
     /// Contexts fenced because a revoke failed or a device died.
     fences,
+}
+
+impl Counters {
+    /// Counts that `event` happens to a page in `state`, and answers its next state.
+    ///
+    /// # Panics
+    /// If the table knows no such transition.
+    pub(crate) fn take_transition(&self, state: State, event: PageEvent) -> State {
+        let row = TRANSITIONS.iter().position(|(s, e, _)| *s == state && *e == event);
+        let row = row.unwrap_or_else(|| panic!("a page in state {state:?} cannot meet {event:?}"));
+        self.transitions[row].add(1);
+        TRANSITIONS[row].2
+    }
+
+    pub(crate) fn transitions(&self) -> [u64; TRANSITIONS.len()] {
+        ::core::array::from_fn(|row| self.transitions[row].get())
+    }
 }
 
 /// One counter.

@@ -2,7 +2,7 @@
 
 use crate::context::Table;
 use crate::core::Core;
-use crate::entry::State;
+use crate::entry::{PageEvent, State};
 use crate::error::RangeError;
 use crate::execute::{Cause, Op};
 use crate::fault::Touch;
@@ -88,12 +88,13 @@ impl<P: Platform> Core<P> {
                 continue;
             }
             if entry.state == State::Unmapped {
+                self.counters.take_transition(entry.state, PageEvent::Discard);
                 return;
             }
             let (mut op, facts) = self.prepare(space, &guard, region, page, entry, &Touch::home(Cause::Other));
             self.mark_busy(guard, region, page, entry, false);
             match facts.owner {
-                Owner::Nobody => self.commit(op, plan(&facts, Wish::Discard).next),
+                Owner::Nobody => self.commit(op, PageEvent::Discard),
                 Owner::Frames => {
                     batch.push(op);
                     if batch.is_full() {
@@ -103,7 +104,7 @@ impl<P: Platform> Core<P> {
                 Owner::Peer => {
                     // Without a copy nothing of it can fail.
                     let _ = op.run(&[Step::PeerUnmap { copy: false }].into_iter().collect());
-                    self.commit(op, plan(&facts, Wish::Discard).next);
+                    self.commit(op, PageEvent::Discard);
                 }
             }
             return;
@@ -114,7 +115,7 @@ impl<P: Platform> Core<P> {
     fn discard_batch(&self, mut batch: Batch<'_, P>) {
         self.revoke_batch(batch.iter_mut().collect());
         for op in batch {
-            self.commit(op, State::Unmapped);
+            self.commit(op, PageEvent::Discard);
         }
     }
 
@@ -131,6 +132,7 @@ impl<P: Platform> Core<P> {
                 continue;
             }
             if entry.state == State::Unmapped {
+                self.counters.take_transition(entry.state, PageEvent::Discard);
                 return true;
             }
             let (mut op, facts) = self.prepare(space, &guard, region, page, entry, &Touch::home(Cause::Other));
@@ -138,7 +140,7 @@ impl<P: Platform> Core<P> {
             let plan = plan(&facts, Wish::Discard);
             return match op.run(&plan.steps) {
                 Ok(()) => {
-                    self.commit(op, plan.next);
+                    self.commit(op, plan.event);
                     true
                 }
                 Err(failed) => {
