@@ -134,6 +134,8 @@ impl<P: Platform> Core<P> {
         }
         // No context is left, so nothing uses a frame; quarantined ones go with the device, which is stopped for good.
         for hnode in slot.pools() {
+            // A page that left the device lets its frame go last, when nobody waits for it any more.
+            hnode.close();
             self.forget(&slot, &hnode);
             self.retire(hnode);
         }

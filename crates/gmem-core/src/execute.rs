@@ -475,11 +475,11 @@ impl<P: Platform> Core<P> {
         if hnode.allocator != Allocator::Driver {
             return Ok(hnode.take(size, space, va));
         }
-        if !hnode.has_room(size.len()) {
+        if !hnode.begin_call(size.len()) {
             return Ok(None);
         }
         let frames = context.driver().frames().expect("the hnode was made for a driver with its own allocator");
-        match frames.alloc_frame(hnode.id, size) {
+        let taken = match frames.alloc_frame(hnode.id, size) {
             Ok(phys) => match hnode.adopt(phys, size, space, va) {
                 Some(taken) => Ok(Some(taken)),
                 None => {
@@ -489,17 +489,21 @@ impl<P: Platform> Core<P> {
             },
             Err(DeviceError::NoMemory) => Ok(None),
             Err(e) => Err(e.into()),
-        }
+        };
+        hnode.end_call(size.len());
+        taken
     }
 
     /// Frees a frame that no device can reach.
     pub(crate) fn free_frame(&self, hnode: &Hnode<P>, frame: FrameId) {
-        let (phys, size) = hnode.release(frame);
-        if hnode.allocator == Allocator::Driver
-            && let Ok(device) = self.device(hnode.device)
-            && let Some(frames) = device.driver.frames()
-        {
-            frames.free_frame(phys, size);
+        let (phys, size, tell) = hnode.release(frame);
+        if tell {
+            if let Ok(device) = self.device(hnode.device)
+                && let Some(frames) = device.driver.frames()
+            {
+                frames.free_frame(phys, size);
+            }
+            hnode.end_call(ByteLen(0));
         }
     }
 

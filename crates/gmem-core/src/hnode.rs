@@ -6,7 +6,8 @@ use crate::buddy::{Buddy, order_of};
 use crate::frame::{Frame, FrameId, FrameTable, List};
 use arrayvec::ArrayVec;
 use gmem_hal::{
-    ByteLen, DeviceId, Event, HnodeId, OutOfMemory, PageSize, PhysAddr, PhysRange, Platform, SpaceId, VirtAddr, lock_api::Mutex,
+    ByteLen, DeviceId, Event, HnodeId, OutOfMemory, PageSize, PhysAddr, PhysRange, Platform, SpaceId, VirtAddr, Wait, WaitKind,
+    lock_api::Mutex,
 };
 
 /// How many pages one eviction takes at the most: enough to make a coalesced invalidation worth while, few enough to stay on the stack.
@@ -44,6 +45,8 @@ struct Pool {
     quarantined: u64,     // p  bytes
     peak: u64,            // p  bytes
     retiring: bool,       // p  no frame is handed out any more
+    calls: usize,         // p  of the driver's own allocator that are under way
+    asked: u64,           // p  bytes that they ask for
     limit: u64,           // p  bytes that may be used at the most
     granule: u64,         // p  bytes of the largest page that was ever here
 }
@@ -100,6 +103,8 @@ impl<P: Platform> Hnode<P> {
                 quarantined: 0,
                 peak: 0,
                 retiring: false,
+                calls: 0,
+                asked: 0,
                 limit: range.len().get(),
                 granule: smallest.bytes(),
             })
@@ -143,8 +148,8 @@ impl<P: Platform> Hnode<P> {
         let mut pool = self.pool.lock();
         let end = frame.addr.checked_add(size.bytes());
         let inside = frame.hnode == self.id && frame.addr >= self.range.begin && end.is_some_and(|end| end <= self.range.end);
-        let full = pool.used + pool.quarantined + size.bytes() > pool.limit || pool.frames.is_full();
-        if pool.retiring || full || !inside || !frame.addr.is_multiple_of(size.bytes()) {
+        // There was room when the call began, and it is kept until it ends.
+        if pool.frames.is_full() || !inside || !frame.addr.is_multiple_of(size.bytes()) {
             return None;
         }
         let number = ((frame.addr - self.base()) >> 12) as u32;
@@ -159,8 +164,9 @@ impl<P: Platform> Hnode<P> {
         (id, PhysAddr { hnode: self.id, addr: self.base() + (u64::from(number) << 12) })
     }
 
-    /// Frees a frame whose shootdown was waited for. Returns where it was, for a driver's own allocator.
-    pub(crate) fn release(&self, frame: FrameId) -> (PhysAddr, PageSize) {
+    /// Frees a frame whose shootdown was waited for. Returns where it was, and whether a driver's own allocator is to be told, with a call that has begun: not if the
+    /// driver is about to be stopped.
+    pub(crate) fn release(&self, frame: FrameId) -> (PhysAddr, PageSize, bool) {
         let mut pool = self.pool.lock();
         pool.frames.move_to(frame, List::Isolated);
         let Frame { number, size, .. } = pool.frames.get(frame);
@@ -169,9 +175,11 @@ impl<P: Platform> Hnode<P> {
         if let Some(buddy) = &mut pool.buddy {
             buddy.free(number as usize, order_of(size));
         }
+        let tell = self.allocator == Allocator::Driver && !pool.retiring;
+        pool.calls += usize::from(tell);
         drop(pool);
         self.progress.signal();
-        (PhysAddr { hnode: self.id, addr: self.base() + (u64::from(number) << 12) }, size)
+        (PhysAddr { hnode: self.id, addr: self.base() + (u64::from(number) << 12) }, size, tell)
     }
 
     /// Holds a frame back that a fenced device might still reach.
@@ -344,21 +352,55 @@ impl<P: Platform> Hnode<P> {
     /// Caps what may be used (`max_memsize` of the original): at least what is used now, at most the capacity.
     pub(crate) fn set_limit(&self, bytes: u64) -> Result<(), ByteLen> {
         let mut pool = self.pool.lock();
-        if bytes < pool.used + pool.quarantined || bytes > self.range.len().get() {
+        if bytes < pool.used + pool.quarantined + pool.asked || bytes > self.range.len().get() {
             return Err(ByteLen(pool.used + pool.quarantined));
         }
         pool.limit = bytes;
         Ok(())
     }
 
-    /// Stops handing frames out, unless some are in use.
+    /// Stops handing frames out, unless some are in use, or the driver's own allocator is being asked for one or given one back.
     pub(crate) fn retire(&self) -> Result<(), ByteLen> {
         let mut pool = self.pool.lock();
-        if pool.used != 0 || pool.quarantined != 0 {
+        if pool.used != 0 || pool.quarantined != 0 || pool.calls != 0 {
             return Err(ByteLen(pool.used + pool.quarantined));
         }
         pool.retiring = true;
         Ok(())
+    }
+
+    /// Stops handing frames out, and waits until no call of the driver's own allocator is under way: none begins afterwards.
+    pub(crate) fn close(&self) {
+        self.pool.lock().retiring = true;
+        loop {
+            let epoch = self.progress.epoch();
+            if self.pool.lock().calls == 0 {
+                return;
+            }
+            let at = VirtAddr::new(u64::from(self.id.0));
+            self.progress.wait(epoch, &Wait { kind: WaitKind::Frame, space: None, at, owner: "free" });
+        }
+    }
+
+    /// Begins a call of the driver's own allocator for a frame of `len`, unless not enough is free. Until it ends the room is kept and the memory stays registered.
+    pub(crate) fn begin_call(&self, len: ByteLen) -> bool {
+        let mut pool = self.pool.lock();
+        let room = !pool.retiring && pool.used + pool.quarantined + pool.asked + len.get() <= pool.limit;
+        if room {
+            pool.calls += 1;
+            pool.asked += len.get();
+        }
+        room
+    }
+
+    /// Ends such a call, which asked for `len`: nothing if it gave a frame back.
+    pub(crate) fn end_call(&self, len: ByteLen) {
+        {
+            let mut pool = self.pool.lock();
+            pool.calls -= 1;
+            pool.asked -= len.get();
+        }
+        self.progress.signal();
     }
 
     /// Pages of a peer are counted, though their frames are its own. The count lags behind the peer: a page it gave up counts until its operation ends, while

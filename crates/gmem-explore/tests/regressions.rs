@@ -512,3 +512,63 @@ fn replica_detach_window() {
         s.run();
     });
 }
+
+/// A frame goes back to the driver's own allocator after its page has left, and one is asked for before a page comes: the memory stays registered meanwhile.
+#[test]
+fn memory_is_not_taken_back_from_under_the_drivers_allocator() {
+    hunt("fault/unregister", 300, |seed| {
+        let w = Arc::new(world(seed));
+        map(&w, 0, 4, PageSize::Size4K);
+        let (d, id, first) = add(&w, dev(&w, "d", 2 * P4).own_frames());
+        w.core.attach(w.s, id, Mode::CoherentExclusive, false).unwrap();
+        let p = d.pmap_for(w.s).unwrap();
+        let mut s = Scheduler::new(seed);
+        let (a, driver) = (w.clone(), d.clone());
+        s.spawn("faults", move || {
+            for _ in 0..6 {
+                let _ = device_write(&driver, id, &*a.core, p, va(0), &[1]);
+                cpu_write(&a.host, &*a.core, va(0), &[2]).unwrap();
+            }
+        });
+        let b = w.clone();
+        s.spawn("takes back", move || {
+            let mut hnode = Some(first);
+            for _ in 0..40 {
+                hnode = match hnode {
+                    Some(taken) if b.core.device_unregister_memory(id, taken).is_ok() => {
+                        d.memory_unregistered(taken);
+                        None
+                    }
+                    None => b.core.device_register_memory(id, d.memory()).ok(),
+                    kept => kept,
+                };
+                yield_point(Reason::Step);
+            }
+        });
+        s.run();
+    });
+}
+
+/// The last free frame of a driver's own allocator is wanted twice: the second waits for an eviction, and is no error of the driver.
+#[test]
+fn two_faults_for_the_last_frame_of_the_drivers_allocator() {
+    hunt("fault/fault", 300, |seed| {
+        let w = Arc::new(world(seed));
+        map(&w, 0, 8, PageSize::Size4K);
+        let (d, id, hnode) = add(&w, dev(&w, "d", 8 * P4).own_frames());
+        w.core.hnode_set_limit(hnode, ByteLen(2 * P4)).unwrap();
+        w.core.attach(w.s, id, Mode::CoherentExclusive, false).unwrap();
+        let p = d.pmap_for(w.s).unwrap();
+        let mut s = Scheduler::new(seed);
+        for me in 0..2 {
+            let (a, d) = (w.clone(), d.clone());
+            s.spawn("faults", move || {
+                for n in 0..4 {
+                    let result = device_write(&d, id, &*a.core, p, va(2 * n + me), &[1]);
+                    assert!(!matches!(result, Err(FaultError::Device(_))), "{result:?}");
+                }
+            });
+        }
+        s.run();
+    });
+}
