@@ -35,19 +35,10 @@ impl<P: Platform> Core<P> {
         self.check_enabled().map_err(|_| AttachError::Disabled)?;
         let space = self.space(space).ok_or(AttachError::NoSuchSpace(space))?;
         let slot = self.device(device).map_err(|_| AttachError::NoSuchDevice(device))?;
-        self.attach_in(&space, &slot, mode)?;
-        if activate && let Err(error) = self.switch(device, Some(space.id)) {
-            // Nothing can be on the device yet that could strand, except by its own faults, which then are brought home.
-            let _ = self.detach(space.id, device);
-            return Err(match error {
-                crate::error::DeviceCallError::Device(e) => e.into(),
-                _ => AttachError::NoSuchDevice(device),
-            });
-        }
-        Ok(())
+        self.attach_in(&space, &slot, mode, activate)
     }
 
-    fn attach_in(&self, space: &Arc<Space<P>>, slot: &Arc<DeviceSlot<P>>, mode: Mode) -> Result<(), AttachError> {
+    fn attach_in(&self, space: &Arc<Space<P>>, slot: &Arc<DeviceSlot<P>>, mode: Mode, activate: bool) -> Result<(), AttachError> {
         let gate = space.enter_gate("attach").ok_or(AttachError::NoSuchSpace(space.id))?;
         let device_gate = slot.enter_gate("attach").ok_or(AttachError::NoSuchDevice(slot.id))?;
         self.check_attach(space, slot, mode)?;
@@ -64,6 +55,14 @@ impl<P: Platform> Core<P> {
             self.drop_pmap(&context, space.id);
             return Err(e);
         }
+        // What may be refused comes before anybody can see the context: a page that is on the device might not leave it again.
+        if activate && let Err(e) = slot.driver.switch_context(context.pmap()) {
+            if let (true, Table::Own(pmap)) = (slot.is_peer(), table) {
+                free_all(space, &context, pmap);
+            }
+            self.drop_pmap(&context, space.id);
+            return Err(e.into());
+        }
         {
             let mut inner = space.lock();
             if mode == Mode::CoherentExclusive {
@@ -72,7 +71,13 @@ impl<P: Platform> Core<P> {
             inner.contexts.push(context.clone());
         }
         let attachment = Attachment { pmap: context.pmap(), space: space.clone(), context: context.clone() };
-        slot.state.lock().contexts.insert(space.id, attachment);
+        {
+            let mut state = slot.state.lock();
+            state.contexts.insert(space.id, attachment);
+            if activate {
+                state.current = Some(space.id);
+            }
+        }
         drop((device_gate, gate));
         if mode == Mode::Replicate {
             self.replicate_all(space, &context);

@@ -30,7 +30,7 @@ pub(crate) struct DeviceSlot<P: Platform> {
 pub(crate) struct DeviceState<P: Platform> {
     pub(crate) hnodes: Pools<P>,                         // d
     pub(crate) contexts: Sorted<SpaceId, Attachment<P>>, // d
-    current: Option<SpaceId>,                            // d
+    pub(crate) current: Option<SpaceId>,                 // d
     pub(crate) dying: bool,                              // d
 }
 

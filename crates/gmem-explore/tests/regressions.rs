@@ -572,3 +572,34 @@ fn two_faults_for_the_last_frame_of_the_drivers_allocator() {
         s.run();
     });
 }
+
+/// An attach whose activation is refused leaves no context, even if a page came to the device at once and cannot leave it.
+#[test]
+fn an_attach_that_is_not_activated_is_none() {
+    hunt("attach/fault", 300, |seed| {
+        let w = Arc::new(world(seed));
+        map(&w, 0, 2, PageSize::Size4K);
+        let (d, id, _) = add(&w, dev(&w, "d", 4 * P4));
+        w.sim.fail_nth(Callback::SwitchContext, 1, Injected::Device(DeviceError::NoMemory));
+        let mut s = Scheduler::new(seed);
+        let (a, driver) = (w.clone(), d.clone());
+        s.spawn("attaches", move || {
+            assert!(a.core.attach(a.s, id, Mode::CoherentExclusive, true).is_err());
+            assert_eq!(a.core.context(a.s, id), None, "the attach was refused, and there is a context");
+            a.sim.clear_failures();
+            let _ = driver;
+        });
+        let b = w.clone();
+        s.spawn("faults", move || {
+            for _ in 0..20 {
+                let pmap = b.core.context(b.s, id).and_then(|context| context.pmap);
+                if let Some(pmap) = pmap
+                    && device_write(&d, id, &*b.core, pmap, va(0), &[1]).is_ok()
+                {
+                    b.sim.fail_chance(Callback::Copy, 1000, Injected::Device(DeviceError::CopyFailed));
+                }
+            }
+        });
+        s.run();
+    });
+}
