@@ -1,37 +1,68 @@
 //! Invariants across layers, which the core alone cannot see: what all page tables together allow.
 
 use crate::CoreWorld;
-use gmem_hal::{HnodeId, PhysAddr, Prot};
+use gmem_hal::{HnodeId, PhysAddr, Prot, VirtAddr};
+
+/// One way to touch a page: by the CPU or by a device of this index.
+#[derive(Clone, Copy)]
+struct Way {
+    device: Option<usize>,
+    /// Which home it is does not matter, a page has one: all have the address zero.
+    memory: PhysAddr,
+    prot: Prot,
+}
 
 impl CoreWorld {
-    /// Nobody may write a page while another can touch other bytes for it.
+    /// Nobody may write a page while another can touch other bytes for it: of every page.
     pub fn check_tables(&self) -> Result<(), String> {
-        for (i, space) in self.spaces.iter().enumerate() {
-            let tables = self.members.iter().filter_map(|m| m.device.pmap_for(*space).map(|pmap| (m, pmap)));
-            let tables: Vec<_> = tables.filter(|(m, pmap)| !m.device.is_given_up(*pmap)).collect();
-            for page in self.shape.space_range(i).pages(self.shape.page_size) {
-                let va = page.start();
-                let mut seen: Vec<(String, PhysAddr, Prot)> = Vec::new();
-                if self.shape.spaces[i].cpu_visible && !self.host.cpu_prot(va).is_empty() {
-                    // Which home it is does not matter: a page has one.
-                    seen.push(("the CPU".into(), PhysAddr { hnode: HnodeId::HOST, addr: 0 }, self.host.cpu_prot(va)));
-                }
-                for (member, pmap) in &tables {
-                    if let Some((frame, prot)) = member.device.table_entry(*pmap, va).filter(|(_, prot)| !prot.is_empty()) {
-                        let frame = if frame.hnode == HnodeId::HOST { PhysAddr { addr: 0, ..frame } } else { frame };
-                        seen.push((format!("{}", member.id), frame, prot));
-                    }
-                }
-                let writer = seen.iter().find(|(_, _, prot)| prot.contains(Prot::WRITE));
-                if let Some((who, frame, _)) = writer
-                    && let Some((other, elsewhere, prot)) = seen.iter().find(|(_, other, _)| other != frame)
-                {
-                    return Err(format!(
-                        "{space}:{va} can be written by {who} in {frame:?} and touched by {other} in {elsewhere:?} ({prot:?})"
-                    ));
-                }
+        for space in 0..self.spaces.len() {
+            for page in self.shape.space_range(space).pages(self.shape.page_size) {
+                self.check_page(space, page.start())?;
             }
         }
         Ok(())
     }
+
+    /// The same of the page at `va`.
+    pub(crate) fn check_page(&self, space: usize, va: VirtAddr) -> Result<(), String> {
+        let mut first: Option<Way> = None;
+        let mut writer: Option<Way> = None;
+        let mut apart: Option<Way> = None;
+        let mut see = |way: Way| {
+            if way.prot.is_empty() {
+                return;
+            }
+            let one = *first.get_or_insert(way);
+            if one.memory != way.memory {
+                apart = Some(way);
+            }
+            if way.prot.contains(Prot::WRITE) {
+                writer = Some(way);
+            }
+        };
+        if self.shape.spaces[space].cpu_visible {
+            see(Way { device: None, memory: HOME, prot: self.host.cpu_prot(va) });
+        }
+        for (n, member) in self.members.iter().enumerate() {
+            let device = member.device();
+            let Some(pmap) = device.pmap_for(self.spaces[space]).filter(|pmap| !device.is_given_up(*pmap)) else { continue };
+            if let Some((memory, prot)) = device.table_entry(pmap, va) {
+                see(Way { device: Some(n), memory: if memory.hnode == HnodeId::HOST { HOME } else { memory }, prot });
+            }
+        }
+        match (first, writer, apart) {
+            (Some(one), Some(writer), Some(apart)) => {
+                let other = if writer.memory == apart.memory { one } else { apart };
+                Err(format!("{}:{va} can be written by {} and touched by {}", self.spaces[space], self.way(&writer), self.way(&other)))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn way(&self, way: &Way) -> String {
+        let who = way.device.map_or("the CPU".to_owned(), |device| self.members[device].id().to_string());
+        format!("{who} in {:?} ({:?})", way.memory, way.prot)
+    }
 }
+
+const HOME: PhysAddr = PhysAddr { hnode: HnodeId::HOST, addr: 0 };

@@ -18,9 +18,12 @@
 //! ```
 #![forbid(unsafe_code)]
 
+pub mod campaign;
 mod check;
+pub mod defects;
 mod find;
 mod perform;
+mod plug;
 mod refusal;
 pub mod scripts;
 mod world;

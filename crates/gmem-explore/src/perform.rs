@@ -1,34 +1,49 @@
 //! What each operation is on the core and its machine.
 
-use crate::CoreWorld;
 use crate::refusal::{Refuse, outcome};
+use crate::world::{CoreWorld, Member};
 use gmem_core::{DeviceCallError, HoldRange, MapRequest, Residence};
 use gmem_hal::{Access, ByteLen, DeviceId, FaultError, PageSize, PmapId, RegionAttrs, SpaceId, VirtRange};
+use gmem_sim::SimDevice;
 use gmem_sim::random::{self, Op, Outcome, PageRun, Refusal, Spot};
+use std::sync::Arc;
 
 enum Table {
     None,
     GivenUp,
     Cpu,
-    Of(usize, PmapId),
+    Of(Arc<SimDevice>, PmapId),
+}
+
+/// What a context did that the core gave up meanwhile is nobody's: it may have touched memory that is quarantined.
+fn unless_given_up(device: &SimDevice, pmap: PmapId) -> Result<(), FaultError> {
+    if device.is_given_up(pmap) { Err(FaultError::Fenced) } else { Ok(()) }
 }
 
 impl CoreWorld {
-    /// Does one operation; several threads of control may at once.
+    /// Does one operation, and then the background eviction that the core asked for; several threads of control may at once.
     pub fn perform(&self, op: &Op) -> Outcome {
+        let outcome = self.act(op, &mut |_, _, _| {});
+        self.background();
+        outcome
+    }
+
+    /// Does one operation. `stored` is called at the moment a store was made, before anybody else can touch it; bytes loaded are what they are when this returns. It is
+    /// told whether the store counts: what a context does that the core gave up meanwhile may have gone to memory that is quarantined, and is refused.
+    pub fn act(&self, op: &Op, stored: &mut dyn FnMut(&Spot, u8, bool)) -> Outcome {
         let core = &self.core;
         let space = |run: &PageRun| self.spaces[run.space];
         let range = |run: &PageRun| self.shape.range(run);
-        let id = |device: usize| self.members[device].id;
-        let outcome = match *op {
+        let id = |device: usize| self.members[device].id();
+        match *op {
             Op::Map(run, prot, backing) => self.map(&run, prot, backing),
             Op::Unmap(run) => outcome(core.unmap(space(&run), range(&run))),
             Op::Protect(run, prot) => outcome(core.protect(space(&run), range(&run), prot)),
             // The address may be another space's, which is what the CPU would touch.
             Op::CpuRead(spot) | Op::CpuWrite(spot, _) if !self.shape.spaces[spot.space].cpu_visible => Outcome::Refused(Refusal::Invalid),
             Op::CpuRead(_) | Op::DevRead(..) => self.load(*op),
-            Op::CpuWrite(spot, fill) => self.store(None, &spot, fill),
-            Op::DevWrite(device, spot, fill) => self.store(Some(device), &spot, fill),
+            Op::CpuWrite(spot, fill) => self.store(None, &spot, fill, stored),
+            Op::DevWrite(device, spot, fill) => self.store(Some(device), &spot, fill, stored),
             Op::Attach { space, device, mode, activate } => outcome(core.attach(self.spaces[space], id(device), mode, activate)),
             Op::Detach(space, device) => outcome(core.detach(self.spaces[space], id(device))),
             Op::Evict(device, pages) => {
@@ -40,7 +55,7 @@ impl CoreWorld {
             Op::Pin(run) => outcome(core.pin(space(&run), range(&run))),
             Op::Unpin(run) => outcome(core.unpin(space(&run), range(&run))),
             Op::Switch(device, space) => outcome(core.switch(id(device), space.map(|space| self.spaces[space]))),
-            Op::Launch(device, run, spot, fill) => self.launch(device, &run, &spot, fill),
+            Op::Launch(device, run, spot, fill) => self.launch(device, &run, &spot, fill, stored),
             Op::Lose(device, told) => self.lose(device, told),
             Op::Limit(device, pages) => self.limit(device, pages),
             Op::Memory(device) => self.toggle_memory(device),
@@ -51,9 +66,7 @@ impl CoreWorld {
                 }
                 Outcome::Done
             }
-        };
-        self.background();
-        outcome
+        }
     }
 
     fn load(&self, op: Op) -> Outcome {
@@ -66,7 +79,8 @@ impl CoreWorld {
                 Table::GivenUp => Err(FaultError::Fenced),
                 Table::Cpu => random::cpu_read(&self.host, &*self.core, va, &mut bytes),
                 Table::Of(by, pmap) => {
-                    random::device_read(&self.members[by].device, self.members[device].id, &*self.core, pmap, va, &mut bytes)
+                    let result = random::device_read(&by, self.members[device].id(), &*self.core, pmap, va, &mut bytes);
+                    result.and_then(|()| unless_given_up(&by, pmap))
                 }
             },
             _ => random::cpu_read(&self.host, &*self.core, va, &mut bytes),
@@ -77,28 +91,37 @@ impl CoreWorld {
         }
     }
 
-    fn store(&self, device: Option<usize>, spot: &Spot, fill: u8) -> Outcome {
+    fn store(&self, device: Option<usize>, spot: &Spot, fill: u8, stored: &mut dyn FnMut(&Spot, u8, bool)) -> Outcome {
         let va = self.shape.va(spot);
         let bytes = spot.bytes(fill);
-        outcome(match device.map(|device| (device, self.table(device, spot))) {
+        let result = match device.map(|device| (device, self.table(device, spot))) {
             Some((_, Table::None)) => Err(FaultError::NotAttached),
             Some((_, Table::GivenUp)) => Err(FaultError::Fenced),
             None | Some((_, Table::Cpu)) => random::cpu_write(&self.host, &*self.core, va, &bytes),
             Some((device, Table::Of(by, pmap))) => {
-                random::device_write(&self.members[by].device, self.members[device].id, &*self.core, pmap, va, &bytes)
+                let result = random::device_write(&by, self.members[device].id(), &*self.core, pmap, va, &bytes);
+                let counts = unless_given_up(&by, pmap);
+                if result.is_ok() && counts.is_err() {
+                    stored(spot, fill, false);
+                }
+                result.and(counts)
             }
-        })
+        };
+        if result.is_ok() {
+            stored(spot, fill, true);
+        }
+        outcome(result)
     }
 
     /// The table by which a device sees an address space, as the core tells it to whoever launches there.
     fn table(&self, device: usize, spot: &Spot) -> Table {
         let space = self.spaces[spot.space];
-        let Some(context) = self.core.context(space, self.members[device].id) else { return Table::None };
+        let Some(context) = self.core.context(space, self.members[device].id()) else { return Table::None };
         let Some(pmap) = context.pmap else { return Table::Cpu };
-        let owner = self.members.iter().position(|m| m.device.pmap_for(space) == Some(pmap));
+        let owner = self.members.iter().map(Member::device).find(|device| device.pmap_for(space) == Some(pmap));
         match owner {
             // The core launches nothing on a context that it gave up, and a dead device runs nothing.
-            Some(by) if !context.fenced && !self.members[by].device.is_given_up(pmap) => Table::Of(by, pmap),
+            Some(by) if !context.fenced && !by.is_given_up(pmap) => Table::Of(by, pmap),
             _ => Table::GivenUp,
         }
     }
@@ -111,15 +134,15 @@ impl CoreWorld {
 
     fn evict(&self, device: usize, pages: usize) {
         let member = &self.members[device];
-        for hnode in self.core.hnodes_of(member.id) {
+        for hnode in self.core.hnodes_of(member.id()) {
             self.core.evict(hnode, pages);
         }
-        member.device.peer_evict(pages);
+        member.device().peer_evict(pages);
     }
 
     /// A launch that names what it touches. The page it stores to is held, so memory can be as short as it likes meanwhile.
-    fn launch(&self, device: usize, run: &PageRun, spot: &Spot, fill: u8) -> Outcome {
-        let (space, range, id) = (self.spaces[run.space], self.shape.range(run), self.members[device].id);
+    fn launch(&self, device: usize, run: &PageRun, spot: &Spot, fill: u8, stored: &mut dyn FnMut(&Spot, u8, bool)) -> Outcome {
+        let (space, range, id) = (self.spaces[run.space], self.shape.range(run), self.members[device].id());
         let held = [HoldRange { range, access: Access::Write }];
         if let Err(error) = self.core.hold(space, Some(id), &held) {
             return Outcome::Refused(error.refuse());
@@ -137,12 +160,12 @@ impl CoreWorld {
                 stats.used
             );
         }
-        let outcome = self.store(Some(device), spot, fill);
+        let outcome = self.store(Some(device), spot, fill, stored);
         // Somebody else may hold a page of it too, or have pinned it; nobody may have moved one.
         let after = self.whereabouts(space, range);
         assert_eq!(before, after, "pages that {id} holds were moved");
         assert!(after.iter().all(|(_, pinned)| *pinned), "pages that {id} holds are not: {after:?}");
-        self.core.unhold(space, Some(self.members[device].id), &held).expect("the address space is there");
+        self.core.unhold(space, Some(self.members[device].id()), &held).expect("the address space is there");
         outcome
     }
 
@@ -155,7 +178,7 @@ impl CoreWorld {
 
     /// The device dies and is started again. What it held is still in its memory.
     fn lose(&self, device: usize, told: bool) -> Outcome {
-        let device = &self.members[device].device;
+        let device = self.members[device].device();
         device.kill();
         if told {
             device.report_lost();
@@ -165,34 +188,31 @@ impl CoreWorld {
     }
 
     fn limit(&self, device: usize, pages: u64) -> Outcome {
-        let member = &self.members[device];
-        let first = member.pools()[0];
-        let limit = (pages * self.shape.page_size.bytes()).min(first.0.len().get());
-        outcome(self.core.hnode_set_limit(first.1.expect("the first pool stays"), ByteLen(limit)))
+        let (range, hnode) = self.members[device].pools()[0];
+        let limit = (pages * self.shape.page_size.bytes()).min(range.len().get());
+        let Some(hnode) = hnode else { return Outcome::Refused(Refusal::Invalid) };
+        outcome(self.core.hnode_set_limit(hnode, ByteLen(limit)))
     }
 
     /// Takes the last of several pools back, or registers it again.
     fn toggle_memory(&self, device: usize) -> Outcome {
         let member = &self.members[device];
-        let count = member.pools().len();
-        let (range, hnode) = member.pools()[count - 1];
-        if count == 1 {
+        let last = member.pools().len() - 1;
+        if last == 0 {
             return Outcome::Refused(Refusal::Invalid);
         }
-        let result = match hnode {
-            Some(hnode) => self.core.device_unregister_memory(member.id, hnode).map(|()| {
-                member.device.memory_unregistered(hnode);
-                None
-            }),
-            None => self.core.device_register_memory(member.id, range).map(Some),
-        };
-        match result {
-            Ok(now) => {
-                member.pools()[count - 1].1 = now;
-                Outcome::Done
-            }
-            Err(error) => Outcome::Refused(error.refuse()),
-        }
+        let toggled = member.alone(|| {
+            let (range, hnode) = member.pools()[last];
+            let result = match hnode {
+                Some(hnode) => self.core.device_unregister_memory(member.id(), hnode).map(|()| {
+                    member.device().memory_unregistered(hnode);
+                    None
+                }),
+                None => self.core.device_register_memory(member.id(), range).map(Some),
+            };
+            result.map(|now| member.pools()[last].1 = now)
+        });
+        toggled.map_or(Outcome::Refused(Refusal::Invalid), outcome)
     }
 
     fn kernel_pin(&self, spot: &Spot) -> Outcome {

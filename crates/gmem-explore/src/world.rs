@@ -1,27 +1,60 @@
 //! The core on a simulated machine, as a world that operations can be done to.
 
 use crate::worlds;
-use gmem_core::Core;
+use gmem_core::{Core, DeviceCallError};
 use gmem_hal::{DeviceId, HnodeId, PageSize, PhysRange, SpaceId};
 use gmem_sim::random::{Op, Outcome, Shape, World};
 use gmem_sim::{Account, Callback, Canary, DeviceBuilder, Sim, SimDevice, SimHost, SimPlatform};
 use std::fmt::Debug;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// A device of a world.
+/// A device of a world. It can be taken out of the machine and put back, upon which it is another device of the same kind.
 pub struct Member {
-    /// What the machine has.
-    pub device: Arc<SimDevice>,
-    /// What the core calls it.
-    pub id: DeviceId,
+    builder: DeviceBuilder,
+    plugged: Mutex<(Arc<SimDevice>, DeviceId)>,
     /// The pools of its memory; the last one comes and goes.
     pools: Mutex<Vec<(PhysRange, Option<HnodeId>)>>,
+    /// Somebody is changing its pools, or taking it out or putting it back.
+    changing: AtomicBool,
 }
 
 impl Member {
     /// The pools, for a look or a change between two calls.
     pub fn pools(&self) -> MutexGuard<'_, Vec<(PhysRange, Option<HnodeId>)>> {
         self.pools.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn plugged(&self) -> MutexGuard<'_, (Arc<SimDevice>, DeviceId)> {
+        self.plugged.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What the machine has.
+    pub fn device(&self) -> Arc<SimDevice> {
+        self.plugged().0.clone()
+    }
+
+    /// What the core calls it; what it called it last, if it was taken out.
+    pub fn id(&self) -> DeviceId {
+        self.plugged().1
+    }
+
+    /// Runs `change` unless somebody else changes the same device's memory or presence.
+    pub(crate) fn alone<R>(&self, change: impl FnOnce() -> R) -> Option<R> {
+        if self.changing.swap(true, Relaxed) {
+            return None;
+        }
+        let result = change();
+        self.changing.store(false, Relaxed);
+        Some(result)
+    }
+
+    pub(crate) fn plug(&self, device: Arc<SimDevice>, id: DeviceId) {
+        *self.plugged() = (device, id);
+    }
+
+    pub(crate) fn build(&self) -> Arc<SimDevice> {
+        self.builder.clone().build()
     }
 }
 
@@ -111,13 +144,18 @@ impl CoreWorld {
     pub fn tear_down(self) {
         for space in &self.spaces {
             for member in &self.members {
-                let _ = self.core.detach(*space, member.id);
+                let _ = self.core.detach(*space, member.id());
             }
             insist(&self.sim, None, || self.core.space_destroy(*space));
         }
         for member in &self.members {
-            assert_eq!(member.device.contexts(), 0, "{} has contexts left", member.id);
-            self.core.device_destroy(member.id).unwrap_or_else(|e| panic!("{} cannot be destroyed: {e}", member.id));
+            let (device, id) = (member.device(), member.id());
+            assert_eq!(device.contexts(), 0, "{id} has contexts left");
+            match self.core.device_destroy(id) {
+                // It was taken out, and never put back.
+                Ok(()) | Err(DeviceCallError::NoSuchDevice(_)) => {}
+                Err(error) => panic!("{id} cannot be destroyed: {error}"),
+            }
         }
         assert_eq!(self.host.populated_bytes(), 0, "homes are left");
         let hazards = self.sim.hazards();
@@ -129,14 +167,14 @@ impl CoreWorld {
 }
 
 fn member(sim: &Sim, core: &Arc<Core<SimPlatform>>, builder: DeviceBuilder, pools: u64) -> Member {
-    let device = builder.build();
+    let device = builder.clone().build();
     let id = insist(sim, Some(&device), || core.device_create(device.clone()));
     let all = device.memory();
     let each = all.len().get() / pools;
     let pool = |n| PhysRange { begin: all.begin + n * each, end: all.begin + (n + 1) * each };
     let register = |range| (range, Some(insist(sim, Some(&device), || core.device_register_memory(id, range))));
     let pools = Mutex::new((0..pools).map(pool).map(register).collect());
-    Member { device, id, pools }
+    Member { builder, plugged: Mutex::new((device, id)), pools, changing: AtomicBool::new(false) }
 }
 
 impl World for CoreWorld {

@@ -68,6 +68,23 @@ pub const MIXED: Kind = Kind {
     ..STANDARD
 };
 
+/// All modes and all kinds of devices at once, with memory in two pools that together holds half of the pages: the world of campaigns.
+pub const CAMPAIGN: Kind = Kind {
+    name: "campaign",
+    frames: 32,
+    pools: 2,
+    devices: &[
+        (EXCLUSIVE, |d| d.mmu_cookie(0xa).caches_absent()),
+        (SHARE, |d| d.mmu_cookie(0xa)),
+        (REPLICATE, |d| d.tlb_entries(8)),
+        (EITHER, |d| d.reaches_peers().accessed_bits().tlb_entries(4)),
+        (SHARE, |d| d.mmu_cookie(DeviceInfo::CPU_COOKIE)),
+        (EXCLUSIVE, peer),
+        (EXCLUSIVE, |d| d.own_frames().without_fence()),
+    ],
+    ..STANDARD
+};
+
 /// Replicas only, and more than one of each: no byte ever moves.
 pub const REPLICAS: Kind = Kind {
     name: "replicas",
@@ -111,6 +128,11 @@ pub const LARGE: Kind = Kind { name: "2 MiB pages", pages: 24, page_size: PageSi
 pub const ALL: &[Kind] = &[STANDARD, MIXED, REPLICAS, POOLS, PRIVATE, BACKINGS, MIDDLE, LARGE];
 
 impl Kind {
+    /// How many devices have frames that pages can be in.
+    pub fn exclusive_devices(&self) -> usize {
+        self.devices.iter().filter(|(modes, _)| modes.contains(&Mode::CoherentExclusive)).count()
+    }
+
     /// Its size.
     pub fn shape(&self) -> Shape {
         let space = |base: u64, eighths, cpu_visible| {

@@ -59,9 +59,9 @@ impl Run {
     /// Everything that can be repaired is, and then all must work and every byte be there.
     fn recover(&mut self) -> Result<(), String> {
         self.world.sim.clear_failures();
-        for member in self.world.members.iter().filter(|member| member.device.is_dead()) {
-            member.device.report_lost();
-            member.device.revive();
+        for member in self.world.members.iter().filter(|member| member.device().is_dead()) {
+            member.device().report_lost();
+            member.device().revive();
         }
         let shape = self.model.shape().clone();
         for (space, size) in shape.spaces.iter().enumerate() {

@@ -29,7 +29,7 @@ fn begin(device: usize) -> CoreWorld {
 }
 
 fn memory(world: &CoreWorld, device: usize) -> gmem_core::HnodeStats {
-    let hnode = world.core.hnodes_of(world.members[device].id)[0];
+    let hnode = world.core.hnodes_of(world.members[device].id())[0];
     world.core.hnode_stats(hnode).expect("registered")
 }
 
@@ -72,14 +72,14 @@ fn asked() -> CoreWorld {
 
 /// Evicts one page; those that were used since they were last asked get a second chance, once.
 fn evict_one(world: &CoreWorld) {
-    let hnode = world.core.hnodes_of(world.members[1].id)[0];
+    let hnode = world.core.hnodes_of(world.members[1].id())[0];
     let evicted = (0..2 * FRAMES).map(|_| world.core.evict(hnode, 1)).find(|evicted| *evicted > 0);
     assert_eq!(evicted, Some(1));
 }
 
 /// The pages that a device has.
 fn resident(world: &CoreWorld, device: usize) -> Vec<u64> {
-    let device = &world.members[device].device;
+    let device = &world.members[device].device();
     let pmap = device.pmap_for(world.spaces[0]).expect("attached");
     (0..PAGES).filter(|page| device.table_entry(pmap, world.shape.va(&spot(*page))).is_some()).collect()
 }
@@ -113,7 +113,7 @@ fn a_device_that_uses_all_of_its_pages_gets_another() {
 /// A world in which the device without a fence was asked for a page and did not answer: it may have the page.
 fn unanswered() -> CoreWorld {
     let mut world = begin(2);
-    world.sim.fail_nth_on(world.members[2].device.number(), Callback::PmapEnter, 1, Injected::Device(DeviceError::NoAnswer));
+    world.sim.fail_nth_on(world.members[2].device().number(), Callback::PmapEnter, 1, Injected::Device(DeviceError::NoAnswer));
     let outcome = world.apply(&Op::DevWrite(2, spot(0), 1));
     assert!(matches!(outcome, Outcome::Refused(_)), "{outcome:?}");
     world

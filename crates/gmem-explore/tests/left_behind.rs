@@ -95,8 +95,8 @@ fn take_memory(world: &CoreWorld) -> PhysRange {
     let member = &world.members[0];
     let (range, hnode) = member.pools()[0];
     let hnode = hnode.expect("registered");
-    world.core.device_unregister_memory(member.id, hnode).expect("nothing is in it");
-    member.device.memory_unregistered(hnode);
+    world.core.device_unregister_memory(member.id(), hnode).expect("nothing is in it");
+    member.device().memory_unregistered(hnode);
     range
 }
 
@@ -108,7 +108,7 @@ fn memory_that_was_taken_back_costs_nothing() {
     for _ in 0..3 {
         let range = take_memory(&world);
         assert!(world.account.charged() < charged);
-        let again = world.core.device_register_memory(member.id, range).expect("it was free");
+        let again = world.core.device_register_memory(member.id(), range).expect("it was free");
         member.pools()[0] = (range, Some(again));
         assert_eq!(world.account.charged(), charged);
     }
@@ -118,7 +118,7 @@ fn memory_that_was_taken_back_costs_nothing() {
 #[test]
 fn a_hold_that_does_not_fit_holds_nothing() {
     let world = begin(&STANDARD, &[(0, Mode::CoherentExclusive)]);
-    let device = world.members[0].id;
+    let device = world.members[0].id();
     let hold = |first, count| HoldRange { range: pages(&world, first, count), access: Access::Write };
     // Forty pages in 32 frames; the first range fits, the second does not.
     let refused = world.core.hold(world.spaces[0], Some(device), &[hold(20, 20), hold(0, 20)]);
@@ -151,9 +151,9 @@ fn while_it_is_off_a_device_gets_no_memory() {
     world.core.set_enabled(false);
     // Giving back is always possible.
     let range = take_memory(&world);
-    assert_eq!(world.core.device_register_memory(member.id, range), Err(DeviceCallError::Disabled));
+    assert_eq!(world.core.device_register_memory(member.id(), range), Err(DeviceCallError::Disabled));
     world.core.set_enabled(true);
     let half = PhysRange { end: range.begin + range.len().get() / 2, ..range };
-    world.core.device_register_memory(member.id, half).expect("on again");
+    world.core.device_register_memory(member.id(), half).expect("on again");
     world.tear_down();
 }

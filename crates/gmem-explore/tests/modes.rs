@@ -102,8 +102,8 @@ fn a_device_shares_the_table_of_another_of_its_format() {
     let (bytes, faults) = (moved(&world), world.core.stats().device_faults);
     assert_eq!(world.apply(&Op::DevRead(0, spot(0))), Outcome::Loaded(spot(0).bytes(2)));
     assert_eq!((moved(&world), world.core.stats().device_faults), (bytes, faults), "what one faulted in is the other's too");
-    assert_eq!(world.members[1].device.contexts(), 0, "a sharer has no table of its own");
-    let ids = [world.members[0].id, world.members[1].id];
+    assert_eq!(world.members[1].device().contexts(), 0, "a sharer has no table of its own");
+    let ids = [world.members[0].id(), world.members[1].id()];
     assert_eq!(world.core.detach(world.spaces[0], ids[0]), Err(DetachError::Shared(ids[1])));
     world.tear_down();
 }
@@ -115,7 +115,7 @@ fn a_page_that_the_kernel_pins_stays_home() {
     for device in [0, 3] {
         assert_eq!(world.apply(&Op::DevWrite(device, spot(0), 2)), Outcome::Refused(Refusal::Failed));
         let range = world.shape.range(&PageRun { space: 0, first: 0, count: 1 });
-        let prefetched = world.core.prefetch(world.spaces[0], range, Some(world.members[device].id), Access::Write);
+        let prefetched = world.core.prefetch(world.spaces[0], range, Some(world.members[device].id()), Access::Write);
         assert_eq!(prefetched, Err(RangeError::Fault(range.start(), FaultError::Host(HostError::Pinned))));
     }
     assert_eq!(world.apply(&Op::CpuRead(spot(0))), Outcome::Loaded(spot(0).bytes(1)), "the refusals changed nothing");
@@ -129,7 +129,7 @@ fn a_page_that_the_kernel_pins_stays_home() {
 fn memory_in_use_is_neither_taken_back_nor_capped_below_what_is_used() {
     let mut world = begin(&POOLS, &[(0, Mode::CoherentExclusive)]);
     done(&mut world, Op::DevWrite(0, spot(0), 2));
-    let (size, id) = (world.shape.page_size.bytes(), world.members[0].id);
+    let (size, id) = (world.shape.page_size.bytes(), world.members[0].id());
     let first = world.members[0].pools()[0].1.expect("it is registered");
     assert_eq!(world.core.device_unregister_memory(id, first), Err(DeviceCallError::MemoryInUse(ByteLen(size))));
     assert_eq!(world.core.hnode_set_limit(first, ByteLen(0)), Err(DeviceCallError::MemoryInUse(ByteLen(size))));

@@ -123,7 +123,7 @@ fn no_access_outlives_its_protection() {
             done(world, Op::Protect(RUN, Prot::READ));
             let space = world.spaces[0];
             for page in world.shape.range(&RUN).pages(world.shape.page_size) {
-                let tables = world.members.iter().filter_map(|m| Some(m.device.table_prot(m.device.pmap_for(space)?, page.start())));
+                let tables = world.members.iter().filter_map(|m| Some(m.device().table_prot(m.device().pmap_for(space)?, page.start())));
                 let most = tables.fold(world.host.cpu_prot(page.start()), |all, prot| all | prot);
                 assert!(!most.contains(Prot::WRITE), "{page} can be written after it was made read-only");
             }
@@ -172,7 +172,7 @@ fn nothing_stays_of_a_region_that_goes_while_it_is_used() {
 fn a_replica_that_is_being_stopped_loses_no_write_that_it_made() {
     for seed in seeds(400) {
         let world = begin(&MIXED, seed, &[(0, Mode::CoherentExclusive), (2, Mode::Replicate)]);
-        let replica = world.members[2].device.clone();
+        let replica = world.members[2].device();
         world.sim.fail_nth_on(replica.number(), Callback::TlbInvalidate, 1, Injected::Device(DeviceError::NoAnswer));
         let last = Rc::new(Cell::new(0));
         let kernel: Control = {

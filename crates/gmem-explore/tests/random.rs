@@ -28,7 +28,7 @@ fn random_operations_reach_every_callback() {
     let mut generator = Generator::new(3, Weights::default());
     explore(&mut world, &Shape::standard(), &mut generator, 4000, Tolerance::default(), &mut Vec::new()).expect("this seed is fine");
     let sim = world.sim.clone();
-    let (evicted, _) = world.members[3].device.peer_evictions();
+    let (evicted, _) = world.members[3].device().peer_evictions();
     assert_ne!(evicted, 0, "the peer never made room");
     world.tear_down();
     assert_eq!(sim.never_called(), [gmem_sim::Callback::Fence], "only a failure makes the core fence a context");

@@ -36,7 +36,7 @@ impl<'a> Racer<'a> {
             Verb::Fault => (0..2).for_each(|_| self.access()),
             Verb::Evict => self.evict(),
             Verb::PeerEvict => {
-                self.arena.world.members[PEER].device.peer_evict(1 + self.rng.index(2));
+                self.arena.world.members[PEER].device().peer_evict(1 + self.rng.index(2));
             }
             Verb::Unmap => {
                 self.perform(Op::Unmap(run));
@@ -100,7 +100,7 @@ impl<'a> Racer<'a> {
         if self.rng.coin() {
             self.perform(Op::Evict(device, pages));
         } else {
-            for hnode in world.core.hnodes_of(world.members[device].id) {
+            for hnode in world.core.hnodes_of(world.members[device].id()) {
                 world.core.evict_background(hnode);
             }
         }
@@ -116,7 +116,7 @@ impl<'a> Racer<'a> {
         }
         let world = &self.arena.world;
         let revoke = REVOKES[self.rng.index(REVOKES.len())];
-        world.sim.fail_nth_on(world.members[device].device.number(), revoke, 1, Injected::Device(DeviceError::NoAnswer));
+        world.sim.fail_nth_on(world.members[device].device().number(), revoke, 1, Injected::Device(DeviceError::NoAnswer));
         self.perform(Op::Prefetch(run, None));
         self.evict();
     }

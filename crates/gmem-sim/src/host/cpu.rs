@@ -2,8 +2,8 @@
 
 use super::SimHost;
 use super::state::{GRAIN, SpaceState, across, grains};
-use crate::SimEvent;
 use crate::Change;
+use crate::SimEvent;
 use crate::sched::{self, Reason};
 use crate::sim::lock;
 use gmem_hal::{Access, ByteLen, Event, PhysAddr, Prot, VirtAddr, VirtRange};

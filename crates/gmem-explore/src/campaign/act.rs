@@ -1,0 +1,97 @@
+//! What threads of control do in a campaign: the operations of one, and what only makes sense when there are several.
+
+use gmem_sim::random::{Op, Spot};
+use gmem_sim::{Callback, Injected};
+
+/// One act.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Act {
+    /// An operation.
+    Do(Op),
+    /// The background eviction that the core asked for.
+    Background,
+    /// An I/O device of the kernel stores to a page that the kernel pins, past every page table.
+    DmaStore(Spot, u8),
+    /// It loads from there.
+    DmaLoad(Spot),
+    /// The next call of this callback fails: any device's, or this one's.
+    Fail(Callback, Option<usize>, Injected),
+    /// A device dies, and nobody is told.
+    Kill(usize),
+    /// Its death is noticed, and it is started again.
+    Revive(usize),
+    /// A device is taken out of the machine: detached everywhere, destroyed.
+    Unplug(usize),
+    /// Another one is put in its place.
+    Plug(usize),
+    /// An address space is made, used on this device, and destroyed.
+    Visit(usize),
+}
+
+/// The kinds of acts that a campaign pairs.
+pub const KINDS: [&str; 17] = [
+    "fault", "evict", "map", "unmap", "protect", "attach", "detach", "switch", "launch", "prefetch", "discard", "pin", "memory", "io",
+    "death", "plug", "space",
+];
+
+impl Act {
+    /// Which of [`KINDS`] it is; making a call fail is none.
+    pub fn kind(&self) -> Option<usize> {
+        let name = match self {
+            Act::Do(op) => match op {
+                Op::CpuRead(_) | Op::CpuWrite(..) | Op::DevRead(..) | Op::DevWrite(..) => "fault",
+                Op::Evict(..) => "evict",
+                Op::Map(..) => "map",
+                Op::Unmap(_) => "unmap",
+                Op::Protect(..) => "protect",
+                Op::Attach { .. } => "attach",
+                Op::Detach(..) => "detach",
+                Op::Switch(..) => "switch",
+                Op::Launch(..) => "launch",
+                Op::Prefetch(..) => "prefetch",
+                Op::Discard(_) => "discard",
+                Op::Pin(_) | Op::Unpin(_) => "pin",
+                Op::Limit(..) | Op::Memory(_) => "memory",
+                Op::KernelPin(_) | Op::KernelUnpin(_) => "io",
+                Op::Lose(..) => "death",
+            },
+            Act::Background => "evict",
+            Act::DmaStore(..) | Act::DmaLoad(_) => "io",
+            Act::Kill(_) | Act::Revive(_) => "death",
+            Act::Unplug(_) | Act::Plug(_) => "plug",
+            Act::Visit(_) => "space",
+            Act::Fail(..) => return None,
+        };
+        KINDS.iter().position(|kind| *kind == name)
+    }
+
+    /// The address space and the device it is about, where it is about one.
+    fn subject(&self) -> (Option<usize>, Option<usize>) {
+        match *self {
+            Act::Do(op) => match op {
+                Op::Map(run, ..) | Op::Unmap(run) | Op::Protect(run, _) | Op::Discard(run) | Op::Pin(run) | Op::Unpin(run) => {
+                    (Some(run.space), None)
+                }
+                Op::CpuRead(spot) | Op::CpuWrite(spot, _) | Op::KernelPin(spot) | Op::KernelUnpin(spot) => (Some(spot.space), None),
+                Op::DevRead(device, spot) | Op::DevWrite(device, spot, _) => (Some(spot.space), Some(device)),
+                Op::Attach { space, device, .. } | Op::Detach(space, device) => (Some(space), Some(device)),
+                Op::Evict(device, _) | Op::Lose(device, _) | Op::Limit(device, _) | Op::Memory(device) => (None, Some(device)),
+                Op::Prefetch(run, device) => (Some(run.space), device),
+                Op::Switch(device, space) => (space, Some(device)),
+                Op::Launch(device, run, ..) => (Some(run.space), Some(device)),
+            },
+            Act::DmaStore(spot, _) | Act::DmaLoad(spot) => (Some(spot.space), None),
+            Act::Kill(device) | Act::Revive(device) | Act::Unplug(device) | Act::Plug(device) | Act::Visit(device) => (None, Some(device)),
+            Act::Background | Act::Fail(..) => (None, None),
+        }
+    }
+
+    /// Whether two acts can get in each other's way: not if each names an address space and they differ, or each names only a device and they differ.
+    pub fn meets(&self, other: &Act) -> bool {
+        match (self.subject(), other.subject()) {
+            ((Some(a), _), (Some(b), _)) => a == b,
+            ((None, Some(a)), (None, Some(b))) => a == b,
+            _ => true,
+        }
+    }
+}

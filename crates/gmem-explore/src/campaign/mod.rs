@@ -1,0 +1,256 @@
+//! A campaign: the whole core on a simulated machine, with several threads of control interleaved by a seed, failures injected, and everything that must hold
+//! checked after every step.
+//!
+//! A **step** is one decision of the scheduler: one thread of control goes on from one yield point (before a lock, at a callback, in the middle of a copy, before an
+//! access, at a wait) to the next. After each, the core's invariants are walked, and what the tables together allow and what every page contains is checked
+//! against the ledger, for the pages of which something changed (`audit` says why that suffices).
+//!
+//! One seed decides everything, so a run can be repeated bit for bit: [`Campaign::run`] twice gives one trace hash. A failure is told by what each thread of control did
+//! and who went on at each step ([`Case`]), and [`shrink`](mod@shrink) makes that short.
+
+mod act;
+mod audit;
+mod coverage;
+mod draw;
+mod ledger;
+mod pairs;
+mod quiet;
+pub mod shrink;
+mod tell;
+mod thread;
+
+pub use act::{Act, KINDS};
+pub use audit::Auditor;
+pub use coverage::{Coverage, missing};
+pub use draw::{Drawer, Faults, ROLES, Role};
+pub use ledger::{Ledger, Page};
+pub use tell::test_of;
+
+use crate::defects::Defect;
+use crate::worlds::{CAMPAIGN, Kind};
+use gmem_hal::{Backing, Mode, Prot};
+use gmem_sim::random::{Op, Outcome, PageRun, Refusal, Spot};
+use gmem_sim::{Scheduler, Sim, TraceEvent, panic_text};
+use pairs::Pairs;
+use std::cell::RefCell;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::rc::Rc;
+use thread::{Shared, Source};
+
+/// What to run.
+#[derive(Clone, Copy)]
+pub struct Campaign {
+    /// The world.
+    pub kind: Kind,
+    /// What decides everything.
+    pub seed: u64,
+    /// From this step on nobody begins anything; those under way end.
+    pub steps: u64,
+    /// What goes wrong.
+    pub faults: Faults,
+    /// A defect that is there on purpose.
+    pub defect: Option<Defect>,
+    /// Look at every page after every step, which is slow: what the usual way must agree with.
+    pub everything: bool,
+}
+
+impl Campaign {
+    /// The standard campaign of a seed: all failures, in the world of all kinds of devices.
+    pub const fn new(seed: u64) -> Self {
+        Self { kind: CAMPAIGN, seed, steps: 100_000, faults: Faults::All, defect: None, everything: false }
+    }
+}
+
+/// What each thread of control does, and who goes on at each step.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Case {
+    /// By thread of control.
+    pub acts: Vec<Vec<Act>>,
+    /// The number of the thread of control of each step. When it is over, whoever can go on goes on until it waits.
+    pub schedule: Vec<u8>,
+}
+
+/// How a run ended.
+pub struct Ended {
+    /// What went wrong, if something did.
+    pub failure: Option<Failure>,
+    /// How many steps were made.
+    pub steps: u64,
+    /// How many acts were begun.
+    pub acts: u64,
+    /// A hash of everything that happened.
+    pub trace_hash: u64,
+    /// What it has been through.
+    pub coverage: Coverage,
+    /// What was done, so that it can be done again.
+    pub case: Case,
+}
+
+impl Ended {
+    /// Panics if something went wrong, with what it was and the last events before it.
+    pub fn expect_clean(&self) {
+        if let Some(Failure { why, controls, tail }) = &self.failure {
+            let tail: Vec<String> = tail.iter().skip(tail.len().saturating_sub(40)).map(|event| format!("  {event}")).collect();
+            panic!("after {} steps: {why}\n{controls}{}", self.steps, tail.join("\n"));
+        }
+    }
+}
+
+/// What went wrong.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Failure {
+    /// What does not hold.
+    pub why: String,
+    /// What each thread of control was doing.
+    pub controls: String,
+    /// The last events.
+    pub tail: Vec<TraceEvent>,
+}
+
+/// The stream of the seed from which the schedule is drawn.
+const SCHEDULE: u64 = 0x1357_9bdf;
+
+impl Campaign {
+    /// Draws and runs it.
+    pub fn run(&self) -> Ended {
+        let source = |me: usize| Source::Drawn(Box::new(Drawer::new(self.seed, me, ROLES[me], self.faults)));
+        self.go(ROLES.len(), source, Scheduler::new(self.seed ^ SCHEDULE), self.steps)
+    }
+
+    /// Does again what a case says.
+    pub fn replay(&self, case: &Case) -> Ended {
+        let source = |me: usize| Source::Given(case.acts[me].clone().into_iter());
+        self.go(case.acts.len(), source, Scheduler::new(self.seed ^ SCHEDULE).follow(case.schedule.clone()), u64::MAX)
+    }
+
+    /// Does the acts of a case again, by a schedule that another seed draws.
+    pub fn reschedule(&self, case: &Case, seed: u64) -> Ended {
+        let source = |me: usize| Source::Given(case.acts[me].clone().into_iter());
+        self.go(case.acts.len(), source, Scheduler::new(seed), u64::MAX)
+    }
+
+    fn go(&self, threads: usize, source: impl Fn(usize) -> Source, scheduler: Scheduler, until: u64) -> Ended {
+        let _quiet = quiet::quiet();
+        let sim = Sim::new(self.seed);
+        let begun = catch_unwind(AssertUnwindSafe(|| self.begin(&sim, threads, until)));
+        let shared = match begun {
+            Ok(shared) => Rc::new(shared),
+            Err(panic) => return nothing(&sim, panic_text(&*panic)),
+        };
+        // Threads of control that wait for something may need a while to come to an end; what needs more than this goes round in circles.
+        let limit = if until == u64::MAX { 3_000_000 } else { until.saturating_add(3_000_000) };
+        let mut scheduler = scheduler.limit(limit).lost_wakes_per_mille(self.defect.map_or(0, Defect::lost_wakes_per_mille));
+        for me in 0..threads {
+            let (shared, source) = (shared.clone(), source(me));
+            scheduler.spawn(ROLES.get(me).map_or("thread", |role| role.name()), move || shared.live(me, source));
+        }
+        let mut auditor = Auditor::new(&shared.world);
+        if self.everything {
+            auditor = auditor.always_everything();
+        }
+        let mut acts = Vec::new();
+        let run = scheduler.run_checked(|| {
+            let mut ledger = shared.ledger.borrow_mut();
+            ledger.now += 1;
+            shared.pairs.borrow().acts(&mut acts);
+            auditor.check(&shared.world, &mut ledger, &acts)
+        });
+        let failure = run.result.err().map(|stopped| (stopped.why, stopped.controls));
+        finish(&sim, shared, auditor, run.report.resumes, run.schedule, failure)
+    }
+
+    /// The world, with memory mapped in every address space and every device attached to the first.
+    fn begin(&self, sim: &std::sync::Arc<Sim>, threads: usize, until: u64) -> Shared {
+        let mut world = self.kind.make_with(sim, self.defect.and_then(Defect::of_devices));
+        if let Some(canary) = self.defect.and_then(Defect::of_host) {
+            sim.plant(canary);
+        }
+        world.interleaved = true;
+        let mut ledger = Ledger::new(&world.shape);
+        for space in 0..world.spaces.len() {
+            let run = PageRun { space, first: 0, count: world.shape.spaces[space].pages * 3 / 4 };
+            ledger.begin_change(&run, false);
+            assert_eq!(world.act(&Op::Map(run, Prot::RW, Backing::Shared), &mut |_, _, _| {}), Outcome::Done);
+            ledger.end_map(&run, Prot::RW);
+        }
+        for (device, modes) in world.shape.devices.iter().enumerate() {
+            let attach = Op::Attach { space: 0, device, mode: modes[0], activate: true };
+            ledger.begin_link(0, device);
+            let attached = world.act(&attach, &mut |_, _, _| {}) == Outcome::Done;
+            ledger.end_link(0, device, attached);
+        }
+        Shared {
+            world,
+            ledger: RefCell::new(ledger),
+            pairs: RefCell::new(Pairs::new(threads)),
+            faults: self.faults,
+            done: RefCell::new(vec![Vec::new(); threads]),
+            until,
+        }
+    }
+}
+
+/// A run that failed before it began.
+fn nothing(sim: &Sim, why: String) -> Ended {
+    let failure = Some(Failure { why, controls: String::new(), tail: sim.trace_tail() });
+    Ended { failure, steps: 0, acts: 0, trace_hash: sim.trace_hash(), coverage: Coverage::default(), case: Case::default() }
+}
+
+/// The end of a run: if nothing went wrong so far, every byte is looked at and everything taken apart.
+fn finish(sim: &Sim, shared: Rc<Shared>, auditor: Auditor, steps: u64, schedule: Vec<u8>, failure: Option<(String, String)>) -> Ended {
+    let coverage = Coverage::of(&shared.world, &shared.pairs.borrow());
+    let acts = shared.pairs.borrow().begun();
+    let case = Case { acts: shared.done.take(), schedule };
+    let failure = failure.or_else(|| {
+        let shared = Rc::try_unwrap(shared).unwrap_or_else(|_| panic!("every thread of control has ended"));
+        let end = catch_unwind(AssertUnwindSafe(|| take_apart(shared, auditor))).unwrap_or_else(|panic| Err(panic_text(&*panic)));
+        end.err().map(|why| (format!("at the end, {why}"), String::new()))
+    });
+    let failure = failure.map(|(why, controls)| Failure { why, controls, tail: sim.trace_tail() });
+    if failure.is_some() {
+        // What a broken world holds is leaked, because its destructors could not bear it; let that be little.
+        sim.give_up_memory();
+    }
+    Ended { failure, steps, acts, trace_hash: sim.trace_hash(), coverage, case }
+}
+
+/// Nothing fails any more: every byte must be there, and everything must come apart.
+fn take_apart(shared: Shared, auditor: Auditor) -> Result<(), String> {
+    let Shared { world, ledger, .. } = shared;
+    let mut ledger = ledger.into_inner();
+    world.sim.clear_failures();
+    for member in world.members.iter().map(crate::Member::device).filter(|device| device.is_dead()) {
+        member.report_lost();
+        member.revive();
+    }
+    let mut auditor = auditor.always_everything();
+    let mut look = |ledger: &mut Ledger| {
+        world.core.verify().map_err(|violation| violation.0)?;
+        auditor.check(&world, ledger, &[])
+    };
+    look(&mut ledger)?;
+    // Those who share a table go before the one whose it is.
+    for share in [true, false] {
+        for (device, modes) in world.shape.devices.iter().enumerate().filter(|(_, modes)| modes.contains(&Mode::Share) == share) {
+            for space in 0..world.spaces.len() {
+                let detached = world.act(&Op::Detach(space, device), &mut |_, _, _| {});
+                if !matches!(detached, Outcome::Done | Outcome::Refused(Refusal::Invalid)) {
+                    return Err(format!("device {device} ({modes:?}) cannot be detached from address space {space}: {detached:?}"));
+                }
+            }
+        }
+    }
+    look(&mut ledger)?;
+    let len = world.shape.page_size.bytes();
+    for space in (0..world.spaces.len()).filter(|space| world.shape.spaces[*space].cpu_visible) {
+        for page in (0..world.shape.spaces[space].pages).filter(|page| ledger.pages[space][*page as usize].is_mapped()) {
+            let spot = Spot { space, page, offset: 0, len };
+            match world.act(&Op::CpuRead(spot), &mut |_, _, _| {}) {
+                Outcome::Loaded(bytes) => ledger.load(&spot, &bytes)?,
+                other => return Err(format!("page {page} of address space {space} cannot be read: {other:?}")),
+            }
+        }
+    }
+    world.tear_down();
+    Ok(())
+}
