@@ -20,6 +20,7 @@ Examples:
   gmem probe               what this machine allows, and what follows
   gmem bench               what it costs, beside the same done by hand
   gmem conformance         whether the accelerators keep every rule of their contracts
+  gmem sim                 the core on a simulated machine on which everything fails
 
 The exit status is 0 if all is well, 1 if something failed or is not verified, 2 if the command line asks for what cannot be.";
 
@@ -59,6 +60,14 @@ Examples:
   gmem bench --only cpu_fault_2mib --only idle_cpu
   gmem bench --json > bench.json";
 
+const SIM_EXAMPLES: &str = "\
+Examples:
+  gmem sim                                  100000 steps of seed 1 with everything failing
+  gmem sim --seed 7 --steps 1000000         a longer run of another seed; the same seed gives the same trace hash
+  gmem sim --seeds 0..100 --jobs 2 --json   a campaign of ten million steps
+  gmem sim --faults none                    only threads of control that get in each other's way
+  gmem sim --canary                         plant known defects, and find every one";
+
 /// One address space for the CPU and its accelerators, in user space, on an unmodified kernel.
 #[derive(Parser, Debug)]
 #[command(name = "gmem", version, after_help = TOP_EXAMPLES, arg_required_else_help = true, disable_help_subcommand = true)]
@@ -81,6 +90,9 @@ pub(crate) enum Command {
     /// Check that accelerators keep the rules of their contracts
     #[command(after_help = CONFORMANCE_EXAMPLES)]
     Conformance(ConformanceArgs),
+    /// Run the core on a simulated machine, interleaved and made to fail by a seed
+    #[command(after_help = SIM_EXAMPLES)]
+    Sim(SimArgs),
     /// The other process of the hand-written floors of `gmem bench`.
     #[command(hide = true, name = crate::bench::OTHER_PROCESS)]
     BenchOther,
@@ -201,6 +213,59 @@ pub(crate) struct BenchArgs {
     /// Measure only this row (may be given several times)
     #[arg(long, value_name = "ROW", value_parser = clap::builder::PossibleValuesParser::new(crate::bench::ROWS))]
     pub(crate) only: Vec<String>,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct SimArgs {
+    /// What decides everything: the same seed does the same, bit for bit
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub(crate) seed: u64,
+    /// Several seeds: from A to before B
+    #[arg(long, value_name = "A..B", value_parser = seeds, conflicts_with = "seed")]
+    pub(crate) seeds: Option<std::ops::Range<u64>>,
+    /// Steps of each seed; a step is one decision about which thread of control goes on
+    #[arg(long, value_name = "M", default_value_t = 100_000, value_parser = clap::value_parser!(u64).range(1..=1_000_000_000))]
+    pub(crate) steps: u64,
+    /// What is made to fail
+    #[arg(long, value_enum, value_name = "WHAT", default_value_t)]
+    pub(crate) faults: FaultsArg,
+    /// Plant known defects, one after the other, and find each
+    #[arg(long)]
+    pub(crate) canary: bool,
+    /// How many seeds, or canaries, to run at once
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = jobs)]
+    pub(crate) jobs: usize,
+    /// Print the result as one JSON object
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Reads `A..B`.
+fn seeds(text: &str) -> Result<std::ops::Range<u64>, String> {
+    let bounds = text.split_once("..").and_then(|(from, to)| Some((from.parse().ok()?, to.parse().ok()?)));
+    match bounds {
+        Some((from, to)) if from < to => Ok(from..to),
+        Some(_) => Err("there is no seed in this range; A must be less than B".to_owned()),
+        None => Err("seeds are two numbers, such as 0..100".to_owned()),
+    }
+}
+
+fn jobs(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(jobs @ 1..=1024) => Ok(jobs),
+        _ => Err("a number from 1 to 1024".to_owned()),
+    }
+}
+
+#[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(crate) enum FaultsArg {
+    /// Nothing: every refusal needs a reason
+    None,
+    /// Calls are refused and copies fail; devices go on
+    Some,
+    /// Devices do not answer, die, are taken out and put back besides
+    #[default]
+    All,
 }
 
 #[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug, Default)]

@@ -1,4 +1,4 @@
-//! The command `gmem`: workloads, a probe and benchmarks of unified memory.
+//! The command `gmem`: workloads, a probe, benchmarks and a simulation of unified memory.
 //!
 //! `gmem run` shows a CPU and an accelerator at work through the same pointers, on more data than the accelerator has memory, with the results checked.
 
@@ -15,6 +15,7 @@ mod progress;
 mod report;
 mod run;
 mod setup;
+mod sim;
 mod size;
 mod workloads;
 
@@ -34,6 +35,7 @@ fn main() -> ExitCode {
         Command::Probe(args) => probe::probe(args),
         Command::Bench(args) => bench::bench(args),
         Command::Conformance(args) => conformance::conformance(args),
+        Command::Sim(args) => sim::sim(args),
         Command::BenchOther => bench::other_process(),
     };
     result.map_or_else(|failure| failure.report(wants_json()), |()| ExitCode::SUCCESS)

@@ -19,8 +19,8 @@ fn refused(args: &[&str], status: i32, words: &[&str]) {
 
 #[test]
 fn help_has_examples_for_every_command() {
-    let commands: [&[&str]; 8] =
-        [&[], &["run"], &["run", "vector-add"], &["run", "crc"], &["run", "backprop"], &["probe"], &["bench"], &["conformance"]];
+    let commands: [&[&str]; 9] =
+        [&[], &["run"], &["run", "vector-add"], &["run", "crc"], &["run", "backprop"], &["probe"], &["bench"], &["conformance"], &["sim"]];
     for command in commands {
         let output = gmem(&[command, &["--help"]].concat());
         let help = output.stdout;
@@ -85,6 +85,16 @@ fn impossible_numbers_are_wrong_usage() {
     refused(&["run", "backprop", "--seed", "-1"], 2, &["'-1' for '--seed"]);
     refused(&["run", "vector-add", "--cores", "1000"], 2, &["--cores"]);
     refused(&["run", "backprop", "--epochs", "0"], 2, &["--epochs"]);
+}
+
+#[test]
+fn impossible_simulations_are_wrong_usage() {
+    refused(&["sim", "--seeds", "5..5"], 2, &["no seed in this range"]);
+    refused(&["sim", "--seeds", "all"], 2, &["such as 0..100"]);
+    refused(&["sim", "--seed", "1", "--seeds", "0..2"], 2, &["--seeds"]);
+    refused(&["sim", "--steps", "0"], 2, &["--steps"]);
+    refused(&["sim", "--jobs", "0"], 2, &["--jobs", "1 to 1024"]);
+    refused(&["sim", "--faults", "most"], 2, &["most", "none, some, all"]);
 }
 
 #[test]
