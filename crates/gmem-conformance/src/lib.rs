@@ -14,6 +14,7 @@ mod check;
 pub mod checks;
 mod defect;
 mod job;
+pub mod litmus;
 mod main_of;
 pub mod observe;
 mod options;

@@ -6,7 +6,7 @@
 pub(crate) mod child;
 pub(crate) mod doomed;
 mod lane;
-mod who_waits;
+pub(crate) mod who_waits;
 
 use crate::check::Check;
 use crate::job::{Job, plan};
