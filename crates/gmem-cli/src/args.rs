@@ -21,6 +21,7 @@ Examples:
   gmem bench               what it costs, beside the same done by hand
   gmem conformance         whether the accelerators keep every rule of their contracts
   gmem sim                 the core on a simulated machine on which everything fails
+  gmem litmus              whether concurrent accesses stay coherent
 
 The exit status is 0 if all is well, 1 if something failed or is not verified, 2 if the command line asks for what cannot be.";
 
@@ -68,6 +69,13 @@ Examples:
   gmem sim --faults none                    only threads of control that get in each other's way
   gmem sim --canary                         plant known defects, and find every one";
 
+const LITMUS_EXAMPLES: &str = "\
+Examples:
+  gmem litmus                              every test, 20 rounds each
+  gmem litmus --test sb --test iriw --rounds 200 --devices 4
+  gmem litmus --seed 7 --json | jq .counts
+  gmem litmus --canary skips-copies        a driver that is broken on purpose: must fail";
+
 /// One address space for the CPU and its accelerators, in user space, on an unmodified kernel.
 #[derive(Parser, Debug)]
 #[command(name = "gmem", version, after_help = TOP_EXAMPLES, arg_required_else_help = true, disable_help_subcommand = true)]
@@ -93,6 +101,9 @@ pub(crate) enum Command {
     /// Run the core on a simulated machine, interleaved and made to fail by a seed
     #[command(after_help = SIM_EXAMPLES)]
     Sim(SimArgs),
+    /// Try whether concurrent loads and stores of the CPU and its accelerators show an outcome that coherence forbids
+    #[command(after_help = LITMUS_EXAMPLES)]
+    Litmus(LitmusArgs),
     /// The other process of the hand-written floors of `gmem bench`.
     #[command(hide = true, name = crate::bench::OTHER_PROCESS)]
     BenchOther,
@@ -266,6 +277,31 @@ pub(crate) enum FaultsArg {
     /// Devices do not answer, die, are taken out and put back besides
     #[default]
     All,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct LitmusArgs {
+    /// Run only this test (may be given several times)
+    #[arg(long, value_name = "NAME", value_parser = clap::builder::PossibleValuesParser::new(crate::litmus::names()))]
+    pub(crate) test: Vec<String>,
+    /// Rounds of each test, of up to 512 iterations, each with placements of its own
+    #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub(crate) rounds: u32,
+    /// Devices beside the CPU, from 1 to 4 [default: drawn again and again]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=gmem_conformance::litmus::DEVICES as i64))]
+    pub(crate) devices: Option<u8>,
+    /// Seed of the placements
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub(crate) seed: u64,
+    /// Give the devices a driver that is broken on purpose: the command must then fail
+    #[arg(long, value_enum, value_name = "DEFECT")]
+    pub(crate) canary: Option<gmem_conformance::litmus::Defect>,
+    /// Print the result as one JSON object
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// Say which tests there are, and run none
+    #[arg(long)]
+    pub(crate) list: bool,
 }
 
 #[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug, Default)]

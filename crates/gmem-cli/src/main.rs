@@ -7,6 +7,7 @@ mod bench;
 mod conformance;
 mod engine;
 mod failure;
+mod litmus;
 mod machine;
 mod measure;
 mod output;
@@ -36,6 +37,7 @@ fn main() -> ExitCode {
         Command::Bench(args) => bench::bench(args),
         Command::Conformance(args) => conformance::conformance(args),
         Command::Sim(args) => sim::sim(args),
+        Command::Litmus(args) => litmus::litmus(args),
         Command::BenchOther => bench::other_process(),
     };
     result.map_or_else(|failure| failure.report(wants_json()), |()| ExitCode::SUCCESS)

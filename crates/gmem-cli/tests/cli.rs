@@ -19,8 +19,18 @@ fn refused(args: &[&str], status: i32, words: &[&str]) {
 
 #[test]
 fn help_has_examples_for_every_command() {
-    let commands: [&[&str]; 9] =
-        [&[], &["run"], &["run", "vector-add"], &["run", "crc"], &["run", "backprop"], &["probe"], &["bench"], &["conformance"], &["sim"]];
+    let commands: [&[&str]; 10] = [
+        &[],
+        &["run"],
+        &["run", "vector-add"],
+        &["run", "crc"],
+        &["run", "backprop"],
+        &["probe"],
+        &["bench"],
+        &["conformance"],
+        &["litmus"],
+        &["sim"],
+    ];
     for command in commands {
         let output = gmem(&[command, &["--help"]].concat());
         let help = output.stdout;

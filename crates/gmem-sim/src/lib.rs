@@ -37,8 +37,6 @@ pub use inject::{Callback, Coverage, Injected};
 pub use lock::{SimEvent, SimLock};
 pub use platform::{Account, SimPlatform};
 pub use rng::Rng;
-pub use sched::{
-    Driver, Reason, Report, Run, Scheduler, Stopped, current, drive, is_scheduled, text as panic_text, yield_point,
-};
+pub use sched::{Driver, Reason, Report, Run, Scheduler, Stopped, current, drive, is_scheduled, text as panic_text, yield_point};
 pub use sim::{Hazards, Sim};
 pub use trace::TraceEvent;
