@@ -29,10 +29,14 @@ pub(crate) fn litmus(args: &LitmusArgs) -> Result<(), Failure> {
     drop(phase);
     // Looked at last: a reader that left does not make a forbidden outcome allowed.
     let printed = if args.json { output::json(&report) } else { output::line(&report.text()) };
-    match report.counts.forbidden {
-        0 => printed,
-        n => Err(Failure::Failed(format!("{n} forbidden outcomes: coherence is broken; --seed {} draws the same again", args.seed))),
+    if report.counts.forbidden == 0 {
+        return printed;
     }
+    let wrong = format!("{} forbidden outcomes: coherence is broken; --seed {} draws the same again", report.counts.forbidden, args.seed);
+    Err(match printed {
+        Ok(()) => Failure::Printed(wrong),
+        Err(unwritten) => Failure::Failed(format!("{wrong}\n{unwritten}")),
+    })
 }
 
 fn failed(trouble: Trouble) -> Failure {

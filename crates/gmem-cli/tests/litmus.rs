@@ -29,9 +29,14 @@ fn the_table_names_every_test_that_ran_and_what_it_saw() {
 
 #[test]
 fn a_broken_driver_ends_with_failure_and_says_where() {
-    let ended = gmem(&["litmus", "--canary", "skips-copies", "--test", "corr", "--test", "coww", "--rounds", "8"]);
+    let broken = ["litmus", "--canary", "skips-copies", "--test", "corr", "--test", "coww", "--rounds", "8"];
+    let ended = gmem(&broken);
     assert_eq!(ended.status.code(), Some(1), "{}", ended.stdout);
     assert!(ended.stdout.contains("forbidden: ") && ended.stderr.contains("coherence is broken"), "{}", ended.stderr);
+    let ended = gmem(&[&broken[..], &["--json"]].concat());
+    assert_eq!((ended.status.code(), ended.stdout.lines().count()), (Some(1), 1), "one object on one line: {}", ended.stdout);
+    let report: serde_json::Value = serde_json::from_str(&ended.stdout).expect("JSON");
+    assert!(report["counts"]["forbidden"].as_u64() > Some(0), "{report}");
 }
 
 #[test]
