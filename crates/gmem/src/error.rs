@@ -117,6 +117,7 @@ impl Error {
                 | Self::Launch(LaunchError::Device(DeviceError::Dead | DeviceError::NoAnswer))
                 | Self::Launch(LaunchError::Crashed(Crash::Abort))
                 | Self::Launch(LaunchError::Fault { error: FaultError::Fenced, .. })
+                | Self::Range(RangeError::Fault(_, FaultError::Fenced | FaultError::Device(DeviceError::Dead | DeviceError::NoAnswer)))
         )
     }
 }
