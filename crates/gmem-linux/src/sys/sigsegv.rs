@@ -4,11 +4,11 @@
 //!   nothing on this path touches managed memory.
 //! * It runs on the alternate signal stack if the thread has one, or else stack overflows could not be passed on to the handler that was there
 //!   before (the one of Rust's standard library, for instance). Alternate stacks are small, often 8 KiB, so resolving a fault of ours goes on below
-//!   the stack of the interrupted code, where there is room.
+//!   the stack of the interrupted code, where there is room; or on a spare one, if the interrupted code is a handler on the alternate stack itself.
 //! * It allocates nothing and preserves `errno`.
 
 use super::process::errno;
-use super::stack;
+use super::stack::{self, Spares};
 use core::ffi::{c_int, c_void};
 use core::mem::MaybeUninit;
 use core::ptr::null_mut;
@@ -29,6 +29,7 @@ pub(crate) struct Resolver {
 struct Installed {
     resolver: Resolver,
     previous: libc::sigaction,
+    spares: Spares,
 }
 
 static INSTALLED: OnceLock<Installed> = OnceLock::new();
@@ -36,6 +37,7 @@ static INSTALLED: OnceLock<Installed> = OnceLock::new();
 /// Installs the handler, once per process; later calls do nothing.
 pub(crate) fn install(resolver: Resolver) -> Result<(), Errno> {
     let mut result = Ok(());
+    let spares = Spares::new()?;
     INSTALLED.get_or_init(|| {
         let mut previous = MaybeUninit::<libc::sigaction>::zeroed();
         // SAFETY: asks for the current action only; the kernel fills the structure, and all zeros is a valid one if it did not.
@@ -43,7 +45,7 @@ pub(crate) fn install(resolver: Resolver) -> Result<(), Errno> {
             libc::sigaction(libc::SIGSEGV, core::ptr::null(), previous.as_mut_ptr());
             previous.assume_init()
         };
-        Installed { resolver, previous }
+        Installed { resolver, previous, spares }
     });
     static ONCE: OnceLock<i32> = OnceLock::new();
     let err = *ONCE.get_or_init(|| {
@@ -85,7 +87,7 @@ unsafe extern "C" fn handler(signal: c_int, info: *mut libc::siginfo_t, context:
     let saved = unsafe { *libc::__errno_location() };
     if let Some(installed) = INSTALLED.get() {
         // SAFETY: the kernel passes a valid siginfo and ucontext to SA_SIGINFO handlers.
-        let done = unsafe { resolved(installed.resolver, &*info, context.cast()) };
+        let done = unsafe { resolved(installed, &*info, context.cast()) };
         if !done {
             // SAFETY: the arguments are those of this very delivery.
             unsafe { pass_on(&installed.previous, signal, info, context) };
@@ -97,7 +99,7 @@ unsafe extern "C" fn handler(signal: c_int, info: *mut libc::siginfo_t, context:
 
 /// # Safety
 /// `context` is the ucontext of the delivery that `info` describes.
-unsafe fn resolved(resolver: Resolver, info: &libc::siginfo_t, context: *const libc::ucontext_t) -> bool {
+unsafe fn resolved(installed: &Installed, info: &libc::siginfo_t, context: *const libc::ucontext_t) -> bool {
     /// The mapping is there and forbids the access: all that `PROT_NONE` can give.
     const SEGV_ACCERR: c_int = 2;
     if info.si_code != SEGV_ACCERR {
@@ -105,6 +107,7 @@ unsafe fn resolved(resolver: Resolver, info: &libc::siginfo_t, context: *const l
     }
     // SAFETY: a SIGSEGV made by the kernel carries an address.
     let va = VirtAddr::new(unsafe { info.si_addr() } as usize as u64);
+    let resolver = installed.resolver;
     // Before anything is put on the interrupted stack: it may be what overflowed.
     if !(resolver.owns)(va) {
         return false;
@@ -113,22 +116,36 @@ unsafe fn resolved(resolver: Resolver, info: &libc::siginfo_t, context: *const l
     let context = unsafe { &*context };
     let mut question = Question { va, access: access(context), resolver, resolved: false };
     let arg = (&raw mut question).cast::<c_void>();
-    match interrupted_stack(context, arg as usize) {
+    match room(context, arg as usize) {
         // SAFETY: the interrupted code of this thread is suspended until the handler returns, and `sp` is its stack pointer.
-        Some(sp) => unsafe { stack::call_below(sp, ask, arg) },
+        Room::Below(sp) => unsafe { stack::call_below(sp, ask, arg) },
         // SAFETY: `arg` points to the question.
-        None => unsafe { ask(arg) },
+        Room::Spare => unsafe { installed.spares.call(ask, arg) },
+        // SAFETY: as above.
+        Room::Here => unsafe { ask(arg) },
     }
     question.resolved
 }
 
-/// The stack pointer of the interrupted code, if the handler runs on an alternate stack that the interrupted code does not use. `here` is an address on
-/// the handler's stack.
-fn interrupted_stack(context: &libc::ucontext_t, here: usize) -> Option<usize> {
+/// Where there is room to resolve a fault.
+enum Room {
+    /// On the handler's own stack, which is no alternate one.
+    Here,
+    /// Below the stack pointer of the interrupted code.
+    Below(usize),
+    /// On neither: both use the alternate stack.
+    Spare,
+}
+
+/// Where to resolve the fault of the interrupted code. `here` is an address on the handler's stack.
+fn room(context: &libc::ucontext_t, here: usize) -> Room {
     let (low, size) = (context.uc_stack.ss_sp as usize, context.uc_stack.ss_size);
-    let sp = stack_pointer(context)?;
     let alternate = low..low.saturating_add(size);
-    (alternate.contains(&here) && !alternate.contains(&sp)).then_some(sp)
+    match stack_pointer(context) {
+        _ if !alternate.contains(&here) => Room::Here,
+        Some(sp) if !alternate.contains(&sp) => Room::Below(sp),
+        _ => Room::Spare,
+    }
 }
 
 #[cfg(target_arch = "x86_64")]
