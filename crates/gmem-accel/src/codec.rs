@@ -11,13 +11,14 @@ const DEVICE: [DeviceError; 6] = [
     DeviceError::BadRequest,
 ];
 
-const HOST: [HostError; 6] = [
+const HOST: [HostError; 7] = [
     HostError::NoMemory,
     HostError::Pinned,
     HostError::AddressInUse,
     HostError::TooManyMappings,
     HostError::NotPermitted,
     HostError::Unsupported,
+    HostError::Displaced,
 ];
 
 const PLAIN: [FaultError; 6] = [

@@ -235,8 +235,9 @@ impl<P: Platform> Op<'_, P> {
 
     fn cpu_map(&self) -> Result<(), FaultError> {
         match self.host().cpu_map(&self.space.host, &self.pages()) {
-            // An eviction is complete when the bytes are home, and a replica has what it wants; the CPU's mapping can wait for its fault.
-            Err(_) if self.cause == Cause::Evict || self.to.is_some() => Ok(()),
+            // Nobody on the CPU waits: an eviction or a detach is complete when the bytes are home, and a replica has what it wants; the CPU's mapping can wait for
+            // its fault.
+            Err(_) if matches!(self.cause, Cause::Evict | Cause::Other) || self.to.is_some() => Ok(()),
             other => Ok(other?),
         }
     }

@@ -84,6 +84,8 @@ pub enum HostError {
     NotPermitted,
     /// This host cannot do this, or not in this combination.
     Unsupported,
+    /// The program unmapped, moved, replaced or protected the memory at these addresses behind gmem's back.
+    Displaced,
     /// The kernel answered in a way the host does not know; the errno is kept.
     Os(i32),
 }
@@ -97,6 +99,9 @@ impl fmt::Display for HostError {
             Self::TooManyMappings => f.write_str("the limit vm.max_map_count is reached"),
             Self::NotPermitted => f.write_str("the system does not permit this (see `gmem probe`)"),
             Self::Unsupported => f.write_str("this host cannot do this"),
+            Self::Displaced => {
+                f.write_str("the program unmapped, replaced or protected this memory by itself: use the region it came from")
+            }
             Self::Os(errno) => write!(f, "the kernel answered errno {errno}"),
         }
     }

@@ -5,6 +5,7 @@ use crate::probe::{self, UffdAccess};
 use crate::service;
 use crate::space::{LinuxSpace, Scheme};
 use crate::sys::fd::GmemFd;
+use crate::sys::maps::Maps;
 use crate::sys::uffd::Uffd;
 use crate::{StartError, Threads};
 use core::fmt;
@@ -18,7 +19,9 @@ use std::thread::{self, JoinHandle};
 /// The userfaultfd features that shared backing with service delivery needs.
 const SHARED_FEATURES: u64 = (raw::UFFD_FEATURE_MISSING_SHMEM | raw::UFFD_FEATURE_MINOR_SHMEM) as u64;
 /// Asked for where the kernel has them.
-const WANTED_FEATURES: u64 = SHARED_FEATURES | (raw::UFFD_FEATURE_MOVE | raw::UFFD_FEATURE_POISON | raw::UFFD_FEATURE_EXACT_ADDRESS) as u64;
+const WANTED_FEATURES: u64 = SHARED_FEATURES | (raw::UFFD_FEATURE_MOVE | raw::UFFD_FEATURE_POISON | raw::UFFD_FEATURE_EXACT_ADDRESS) as u64
+    // Without it, what the program moves elsewhere would read as zero there. We never move registered memory ourselves, so we never wait for our own reading.
+    | raw::UFFD_FEATURE_EVENT_REMAP as u64;
 
 /// What an errno means where no finer meaning is known.
 pub(crate) fn error(e: Errno) -> HostError {
@@ -63,6 +66,7 @@ pub(crate) struct Core {
     access: UffdAccess,
     service: Option<Service>,
     mover: Option<Uffd>,
+    maps: Option<Maps>,
 }
 
 /// The service thread and what it reads.
@@ -81,6 +85,11 @@ impl Core {
         self.mover.as_ref()
     }
 
+    /// The mappings of this process, where the kernel can be asked about them.
+    pub(crate) fn maps(&self) -> Option<&Maps> {
+        self.maps.as_ref()
+    }
+
     /// Makes threads that wait for a fault in `range` look again.
     pub(crate) fn wake(&self, range: VirtRange) {
         if let Some(service) = self.service() {
@@ -90,7 +99,7 @@ impl Core {
 
     fn open(threads: &Arc<Threads>, access: UffdAccess) -> Result<Self, i32> {
         let faults = Arc::new(Faults::default());
-        let mut core = Self { threads: threads.clone(), faults, access, service: None, mover: None };
+        let mut core = Self { threads: threads.clone(), faults, access, service: None, mover: None, maps: Maps::open(threads) };
         let features = probe::uffd_features(access).unwrap_or(0) & WANTED_FEATURES;
         if features & SHARED_FEATURES != SHARED_FEATURES {
             return Ok(core);
@@ -216,7 +225,11 @@ impl Host for LinuxHost {
     fn region_map(&self, space: &LinuxSpace, region: &Pages) -> Result<(), HostError> {
         let (range, attrs) = (region.range, &region.attrs);
         self.supports(attrs)?;
-        match space.scheme(attrs) {
+        let scheme = space.scheme(attrs);
+        if scheme != Scheme::DeviceOnly {
+            space.reclaim(range)?;
+        }
+        match scheme {
             Scheme::DeviceOnly => Ok(()),
             Scheme::Huge => space.huge_map(range, attrs.prot),
             Scheme::Small => space.small_map(range, attrs.prot),
@@ -227,10 +240,14 @@ impl Host for LinuxHost {
 
     fn region_unmap(&self, space: &LinuxSpace, region: &Pages) {
         let (range, scheme) = (region.range, space.scheme(&region.attrs));
-        if scheme != Scheme::DeviceOnly && space.reset_user(range).is_err() {
-            // No room to split a mapping: take the pages and the access away instead. What stays registered is answered with death.
-            let _ = space.user().zap(range);
-            let _ = space.user().protect(range, Prot::empty());
+        if scheme != Scheme::DeviceOnly {
+            space.for_each_of_ours(range, |part| {
+                if space.reset_user(part).is_err() {
+                    // No room to split a mapping: take the pages and the access away instead. What stays registered is answered with death.
+                    let _ = space.user().zap(part);
+                    let _ = space.user().protect(part, Prot::empty());
+                }
+            });
         }
         match scheme {
             Scheme::Private => space.private_forget(range),
@@ -244,7 +261,11 @@ impl Host for LinuxHost {
 
     fn region_protect(&self, space: &LinuxSpace, region: &Pages) -> Result<(), HostError> {
         let (range, attrs) = (region.range, &region.attrs);
-        match space.scheme(attrs) {
+        let scheme = space.scheme(attrs);
+        if scheme != Scheme::DeviceOnly {
+            space.check_ours(range)?;
+        }
+        match scheme {
             Scheme::DeviceOnly => Ok(()),
             Scheme::Huge | Scheme::Small => space.user().protect(range, attrs.prot).map_err(split_error),
             // Which pages are absent is known by their protection alone: make them all absent; each comes back by a soft fault.
@@ -284,7 +305,11 @@ impl Host for LinuxHost {
 
     fn cpu_unmap(&self, space: &LinuxSpace, pages: &Pages) -> Result<(), HostError> {
         let (range, attrs) = (pages.range, &pages.attrs);
-        match space.scheme(attrs) {
+        let scheme = space.scheme(attrs);
+        if scheme != Scheme::DeviceOnly {
+            space.check_ours(range)?;
+        }
+        match scheme {
             Scheme::DeviceOnly => Ok(()),
             Scheme::Huge => space.huge_cpu_unmap(range),
             Scheme::Small => space.small_cpu_unmap(range),

@@ -25,6 +25,7 @@ mod fault;
 mod futex;
 mod host;
 mod in_thread;
+mod ownership;
 mod platform;
 mod pressure;
 mod private;

@@ -227,6 +227,8 @@ impl LinuxSpace {
                     Ok(0)
                 }
                 Errno::BUSY => Err(HostError::Pinned),
+                // Something lies there that is not ours.
+                Errno::INVAL => Err(HostError::Displaced),
                 other => Err(error(other)),
             },
         )
@@ -241,6 +243,8 @@ impl LinuxSpace {
             Ok(()) => Ok(BASE_PAGE),
             Err(stop) if stop.why == Errno::EXIST => Ok(if rest.start().is_aligned(size) { size.bytes() } else { BASE_PAGE }),
             Err(stop) if stop.why == Errno::AGAIN => Ok(0),
+            // Nothing of ours lies there any more.
+            Err(stop) if stop.why == Errno::NOENT => Err(HostError::Displaced),
             Err(stop) => Err(error(stop.why)),
         }
     }
@@ -299,6 +303,8 @@ impl LinuxSpace {
                     Ok(0)
                 }
                 Errno::NOENT | Errno::EXIST => self.private_take_sparse(rest_of_page(rest, size), size, absent),
+                // The program took the right to write away, without which the kernel moves nothing.
+                Errno::INVAL => Err(HostError::Displaced),
                 other => Err(error(other)),
             },
         )

@@ -12,7 +12,7 @@ use crate::report;
 use crate::sys::area;
 use crate::sys::uffd::{Message, Uffd};
 use arrayvec::ArrayVec;
-use gmem_hal::{HostFault, PageSize, VirtRange};
+use gmem_hal::{FaultError, HostError, HostFault, PageSize, VirtRange};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 use std::os::fd::AsFd;
@@ -58,6 +58,8 @@ fn one(uffd: &Uffd, faults: &Faults, message: &Message) {
         HostFault::Resolved => uffd.wake(page),
         // The core wakes it when the page is free.
         HostFault::Pending => {}
+        // The program is moving registered memory elsewhere and waits until we read of it, which is next; until then the kernel maps nothing.
+        HostFault::Failed(FaultError::Host(HostError::Os(e))) if e == Errno::AGAIN.raw_os_error() => uffd.wake(page),
         failed @ (HostFault::NotOurs | HostFault::Failed(_)) => {
             report::failed_access(message.va, message.access, &failed);
             faults.poison(page.start(), || match uffd.poison(page.start()) {

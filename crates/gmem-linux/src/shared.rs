@@ -142,6 +142,7 @@ impl LinuxSpace {
 
     /// Puts the memfd where registered anonymous memory without pages was, for good.
     fn huge_place(&self, run: VirtRange, prot: Prot) -> Result<(), HostError> {
+        self.check_ours(run)?;
         self.map_user_file(run, prot).map_err(split_error)?;
         self.placed.set(run, true);
         Ok(())
@@ -152,6 +153,8 @@ impl LinuxSpace {
         match self.service().unregister(self.user(), run) {
             // No room for another mapping: leave it registered and enter base pages, which needs none.
             Err(Errno::NOMEM) => self.small_cpu_map(run),
+            // Nothing lies there any more.
+            Err(Errno::INVAL) => Err(HostError::Displaced),
             other => other.map_err(error),
         }
     }
@@ -191,6 +194,8 @@ impl LinuxSpace {
         let step = |rest| self.service().map_existing(self.user(), rest);
         drive(range, step, |_, why| match why {
             Errno::EXIST => Ok(BASE_PAGE),
+            // Nothing of ours lies there any more.
+            Errno::NOENT => Err(HostError::Displaced),
             other => Err(error(other)),
         })
     }
@@ -208,6 +213,10 @@ impl LinuxSpace {
     }
 
     pub(crate) fn in_thread_protect(&self, range: VirtRange, prot: Prot) -> Result<(), HostError> {
-        self.user().protect(range, prot).map_err(split_error)
+        // The kernel's answer is the same for a hole and for no room to split a mapping; a hole cannot be synchronised either.
+        self.user().protect(range, prot).map_err(|e| match e {
+            Errno::NOMEM if self.user().has_hole(range) => HostError::Displaced,
+            other => split_error(other),
+        })
     }
 }

@@ -8,6 +8,7 @@ use crate::private::PrivateHomes;
 use crate::ranges::RangeSet;
 use crate::sys::area::{Advice, Area};
 use crate::sys::fd::GmemFd;
+use crate::sys::maps::FileId;
 use core::fmt;
 use core::sync::atomic::{AtomicBool, Ordering::*};
 use gmem_hal::{
@@ -27,6 +28,8 @@ pub struct LinuxSpace {
     padded: VirtRange,
     /// Taken when the space is destroyed.
     memfd: Mutex<FutexLock, Option<GmemFd>>,
+    /// What the memory object is called where it is mapped.
+    pub(crate) file: FileId,
     /// All of the memory object, always mapped readable and writable: where copy engines reach the homes of shared regions.
     pub(crate) alias: Area,
     /// Where the program works, if the CPU sees this space.
@@ -81,6 +84,7 @@ impl LinuxSpace {
             core: core.clone(),
             range,
             padded,
+            file: FileId::of(&memfd).map_err(error)?,
             memfd: Mutex::new(Some(GmemFd::new(memfd, &core.threads))),
             alias,
             user,
@@ -102,7 +106,7 @@ impl LinuxSpace {
         // Outside the lock: it may wait for handlers to end.
         drop(registered);
         if let Some(user) = &self.user {
-            user.release();
+            user.release_parts(|unmap| self.for_each_of_ours(user.range(), unmap));
             // Whoever waited for a fault here is told to look again, and gets its SIGSEGV.
             self.core.wake(self.range);
         }

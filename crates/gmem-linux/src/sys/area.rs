@@ -136,6 +136,14 @@ impl Area {
         }
     }
 
+    /// Whether there is a base page in `range` where nothing is mapped at all. Async-signal-safe.
+    pub(crate) fn has_hole(&self, range: VirtRange) -> bool {
+        self.check(range);
+        // SAFETY: without flags to write back or to invalidate it only looks whether everything is mapped.
+        let err = unsafe { libc::msync(ptr(range.start()), len(range), libc::MS_ASYNC) };
+        err != 0 && errno() == Errno::NOMEM
+    }
+
     /// Whether any base page of `range`, at most 2 MiB, is present.
     pub(crate) fn any_present(&self, range: VirtRange) -> Result<bool, Errno> {
         self.check(range);
@@ -161,13 +169,33 @@ impl Area {
         }
     }
 
+    /// Reserves a part in which nothing lies any more, because the program unmapped it; `EEXIST` if something does.
+    pub(crate) fn reserve_again(&self, range: VirtRange) -> Result<(), Errno> {
+        self.check(range);
+        // SAFETY: FIXED_NOREPLACE never replaces a mapping.
+        let at = unsafe { mmap_anonymous(ptr(range.start()), len(range), ProtFlags::empty(), RESERVED | MapFlags::FIXED_NOREPLACE) }?;
+        // A kernel older than 4.17, which takes the address as a hint, cannot be asked what lies where, so nobody comes here on it.
+        assert_eq!(at.expose_provenance() as u64, range.start().get(), "the kernel placed a reservation elsewhere");
+        Ok(())
+    }
+
     /// Gives the addresses back to the process. Later operations panic.
     pub(crate) fn release(&self) {
-        if !self.released.swap(true, AcqRel) {
-            // SAFETY: the whole area, which is ours until here; `released` keeps every later operation away. An error (too many mappings to split)
-            // leaves the range reserved, which is harmless.
-            let _ = unsafe { munmap(ptr(self.range.start()), len(self.range)) };
+        self.release_parts(|unmap| unmap(self.range));
+    }
+
+    /// Gives those parts back to the process that `parts` names, which are still ours; the program did something else with the others. Later operations panic.
+    pub(crate) fn release_parts(&self, parts: impl FnOnce(&mut dyn FnMut(VirtRange))) {
+        if self.released.load(Acquire) {
+            return;
         }
+        parts(&mut |range| {
+            self.check(range);
+            // SAFETY: a part of the area, which is ours until here; `released` keeps every later operation away. An error (too many mappings to split)
+            // leaves the range reserved, which is harmless.
+            let _ = unsafe { munmap(ptr(range.start()), len(range)) };
+        });
+        self.released.store(true, Release);
     }
 }
 

@@ -6,6 +6,7 @@
 
 pub(crate) mod area;
 pub(crate) mod fd;
+pub(crate) mod maps;
 pub(crate) mod process;
 pub(crate) mod sigsegv;
 pub(crate) mod stack;

@@ -5,7 +5,7 @@ use super::fd::GmemFd;
 use super::process::errno;
 use crate::{Threads, UffdAccess};
 use arrayvec::ArrayVec;
-use gmem_hal::{Access, VirtAddr, VirtRange};
+use gmem_hal::{Access, PageSize, VirtAddr, VirtRange};
 use linux_raw_sys::general as raw;
 use rustix::io::Errno;
 use rustix::ioctl::opcode;
@@ -164,6 +164,13 @@ impl Uffd {
         self.call(COPY, &mut arg).map_err(|why| stopped(arg.copy, why))
     }
 
+    /// Whether the base page at `va`, anonymous memory, is registered. Nothing changes: what is asked for makes sense for files only, and the kernel looks at the
+    /// registration first.
+    pub(crate) fn watches(&self, area: &Area, va: VirtAddr) -> bool {
+        let page = VirtRange::page(va, PageSize::Size4K).expect("inside an area");
+        !matches!(self.map_existing(area, page), Err(Stop { why: Errno::NOENT, .. }))
+    }
+
     /// Fills `to`, absent and registered here, with a copy of the bytes of `from` in `src`.
     pub(crate) fn copy_pages(&self, dst: (&Area, VirtAddr), src: (&Area, VirtRange)) -> Result<(), Stop> {
         let to = VirtRange::from_len(dst.1, src.1.len()).expect("inside an area");
@@ -198,7 +205,8 @@ impl Uffd {
         }
         messages.clear();
         for message in &raw_messages[..n as usize / size_of::<raw::uffd_msg>()] {
-            // No other event was asked for.
+            // The only other event is that the program moved registered memory elsewhere with `mremap`: it waits until we have read of it. The memory stays registered, so
+            // what is absent there still faults to us, and to nobody's page.
             if u32::from(message.event) == raw::UFFD_EVENT_PAGEFAULT {
                 // SAFETY: the event says that the kernel wrote the pagefault variant.
                 let fault = unsafe { message.arg.pagefault };
