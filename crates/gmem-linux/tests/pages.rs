@@ -4,6 +4,7 @@ mod common;
 
 use common::{At, GARBAGE, Rig, attrs, triples, watchdog};
 use gmem_hal::{Backing, ByteLen, Delivery, Host, HostError, PageSize, Pages, Prot, VirtAddr, VirtRange};
+use std::sync::Barrier;
 use std::sync::atomic::{AtomicBool, Ordering::*};
 
 #[test]
@@ -76,29 +77,37 @@ fn calls_on_runs_of_pages_and_in_wrong_states_do_no_harm() {
 
 /// Writers add to a counter in every page while a mover takes the pages away. Answers how many increments were made and how many are there.
 fn count(rig: &Rig, rounds: usize) -> (u64, u64) {
-    let (stop, pages) = (AtomicBool::new(false), rig.pages());
+    let (stop, writing, pages) = (AtomicBool::new(false), Barrier::new(3 + 2), rig.pages());
     let made: u64 = std::thread::scope(|scope| {
         let writers: Vec<_> = (0..3u64)
             .map(|w| {
-                let stop = &stop;
+                let (stop, writing) = (&stop, &writing);
                 scope.spawn(move || {
+                    writing.wait();
                     let mut made = 0;
-                    while !stop.load(Relaxed) {
+                    // Once in any case: the movers may be done before this thread runs again.
+                    loop {
                         for page in 0..pages {
                             for _ in 0..50 {
                                 rig.word(page, (made * 520 + w * 8) % rig.page_bytes()).fetch_add(1, Relaxed);
                                 made += 1;
                             }
                         }
+                        if stop.load(Relaxed) {
+                            return made;
+                        }
                     }
-                    made
                 })
             })
             .collect();
         // Two movers, so that different pages move at the same time.
         std::thread::scope(|movers| {
             for mover in 0..2 {
-                movers.spawn(move || (0..rounds).for_each(|r| rig.to_device((r * 2 + mover) % pages).expect("nothing is pinned")));
+                let writing = &writing;
+                movers.spawn(move || {
+                    writing.wait();
+                    (0..rounds).for_each(|r| rig.to_device((r * 2 + mover) % pages).expect("nothing is pinned"));
+                });
             }
         });
         stop.store(true, Relaxed);
