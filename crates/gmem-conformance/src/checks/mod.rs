@@ -12,6 +12,7 @@ mod moves;
 mod page_calls;
 mod peers;
 mod pressure;
+mod program;
 mod races;
 mod ranges;
 mod refuse;
@@ -24,7 +25,8 @@ use crate::check::Check;
 
 /// Every check, in the order of the report.
 pub fn all() -> Vec<Check> {
-    let gmem = [access::CHECKS, moves::CHECKS, ranges::CHECKS, pressure::CHECKS, files::CHECKS, fork::CHECKS, limits::CHECKS];
+    let gmem =
+        [access::CHECKS, moves::CHECKS, ranges::CHECKS, pressure::CHECKS, program::CHECKS, files::CHECKS, fork::CHECKS, limits::CHECKS];
     let calls = [device_calls::CHECKS, space_calls::CHECKS, page_calls::CHECKS];
     let history = [failing::CHECKS, regress::CHECKS, races::CHECKS];
     let drivers = [translation::CHECKS, copying::CHECKS, manners::CHECKS, peers::CHECKS];

@@ -34,13 +34,26 @@ impl Ending {
     /// # Errors
     /// [`Stop::Failed`] with how it ended.
     pub fn by_signal(&self, signal: i32) -> Result<(), Stop> {
+        self.check(|status| status.signal() == Some(signal), || format!("by signal {signal}"))
+    }
+
+    /// Refuses an end by any other signal than these, or with an error: the step may also be survived.
+    ///
+    /// # Errors
+    /// [`Stop::Failed`] with how it ended.
+    pub fn alive_or_by(&self, signals: &[i32]) -> Result<(), Stop> {
+        let clean = |status: ExitStatus| status.success() || status.signal().is_some_and(|signal| signals.contains(&signal));
+        self.check(clean, || format!("by one of the signals {signals:?} if at all"))
+    }
+
+    fn check(&self, fine: impl FnOnce(ExitStatus) -> bool, expected: impl FnOnce() -> String) -> Result<(), Stop> {
+        let said = &self.said;
         match self.status {
-            None => Ok(()),
-            Some(status) if status.signal() == Some(signal) => Ok(()),
-            Some(status) if status.code() == Some(NOT_REACHED) => Err(Stop::Failed(format!("the step was not reached: {}", self.said))),
-            Some(status) => {
-                Err(Stop::Failed(format!("it ended with {}, not by signal {signal}; it said: {}", describe(status), self.said)))
+            Some(status) if status.code() == Some(NOT_REACHED) => Err(Stop::Failed(format!("the step was not reached: {said}"))),
+            Some(status) if !fine(status) => {
+                Err(Stop::Failed(format!("it ended with {}, not {}; it said: {said}", describe(status), expected())))
             }
+            _ => Ok(()),
         }
     }
 }
