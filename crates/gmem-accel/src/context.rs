@@ -9,9 +9,9 @@ use crate::faults;
 use crate::launches::Launches;
 use crate::peer::Mirror;
 use crate::shm::{RING, Shared, command};
+use crate::sync::atomic::{AtomicBool, AtomicU32, Ordering, fence};
 use crate::wait::{Bell, Deadline, Lock, Patience};
 use gmem_hal::{DeviceError, HostWindow, PmapId, VirtRange};
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
 /// How long the host looks for the device's acknowledgement before it sleeps.
@@ -71,13 +71,13 @@ impl Context {
             facts,
             shm,
             post: Lock::default(),
-            head: AtomicU32::new(0),
-            held: [const { AtomicBool::new(false) }; RING],
-            dead: AtomicU32::new(0),
-            death_bell: AtomicU32::new(0),
-            failed: AtomicBool::new(false),
-            kill: AtomicBool::new(false),
-            expected: AtomicBool::new(false),
+            head: AtomicU32::default(),
+            held: std::array::from_fn(|_| AtomicBool::default()),
+            dead: AtomicU32::default(),
+            death_bell: AtomicU32::default(),
+            failed: AtomicBool::default(),
+            kill: AtomicBool::default(),
+            expected: AtomicBool::default(),
             launches: Launches::default(),
             mirror,
             evictor: Evictor::default(),
@@ -171,7 +171,7 @@ impl Context {
     /// Makes sure that some thread of the device looks at the ring: one that is awake does so anyway; else the worker whose fault this thread
     /// resolves, because it has to be woken soon in any case; else the command thread.
     fn dispatch(&self) {
-        std::sync::atomic::fence(Ordering::SeqCst);
+        fence(Ordering::SeqCst);
         if self.shm.drainers().load(Ordering::SeqCst) != 0 {
             return;
         }

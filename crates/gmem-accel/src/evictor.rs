@@ -4,13 +4,13 @@
 //! and from there into the driver; it gets a thread of its own, so that it starts from a clean stack and holds nothing.
 
 use crate::context::Context;
+use crate::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use crate::wait::{Bell, Deadline, Patience};
 use gmem_hal::{ByteLen, EvictOutcome, PmapId, VirtAddr, VirtRange};
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
 /// Wishes that can wait at once; more are refused, which makes the peer try again.
-const WISHES: usize = 16;
+const WISHES: usize = if cfg!(loom) { 2 } else { 16 };
 
 const FREE: u32 = 0;
 const FILLING: u32 = 1;

@@ -4,6 +4,7 @@
 use crate::codec;
 use crate::context::Context;
 use crate::shm::fault;
+use crate::sync;
 use crate::wait::{Bell, Deadline, Patience};
 use gmem_hal::{Access, FaultError, VirtAddr};
 use std::cell::Cell;
@@ -17,14 +18,14 @@ const MOST_THREADS: usize = 8;
 /// How long a thread looks for the next fault before it sleeps: kernels that stream through memory fault again soon.
 const PATIENCE: Duration = Duration::from_micros(50);
 
-thread_local! {
+sync::thread_local! {
     /// The context (by address) and the worker whose fault this thread resolves. Plain data: safe to read in a signal handler.
     static SERVING: Cell<(usize, usize)> = const { Cell::new((0, 0)) };
 }
 
 /// The worker of `context` whose fault this thread resolves right now: it waits and will look at the ring when woken.
 pub(crate) fn serving(context: &Context) -> Option<usize> {
-    let (address, worker) = SERVING.get();
+    let (address, worker) = SERVING.with(Cell::get);
     (address == std::ptr::from_ref(context).addr()).then_some(worker)
 }
 
@@ -59,15 +60,16 @@ pub(crate) fn bell_of(worker: usize, workers: usize) -> usize {
     worker % threads(workers)
 }
 
-fn answer(context: &Arc<Context>, worker: usize, resolve: &Resolve) {
+/// Resolves the fault of one worker, and wakes it.
+pub(crate) fn answer(context: &Arc<Context>, worker: usize, resolve: &Resolve) {
     let slot = context.shm.fault(worker);
     // Copied once, then checked: the device may change it at any time.
     let (va, access) = (VirtAddr::new(slot.va.load(Ordering::Relaxed)), slot.access.load(Ordering::Relaxed));
     let access = if access == 0 { Access::Read } else { Access::Write };
     let result = if context.facts.window.contains(va) {
-        SERVING.set((Arc::as_ptr(context).addr(), worker));
+        SERVING.with(|serving| serving.set((Arc::as_ptr(context).addr(), worker)));
         let result = resolve(context, va, access);
-        SERVING.set((0, 0));
+        SERVING.with(|serving| serving.set((0, 0)));
         result
     } else {
         Err(FaultError::NotMapped)

@@ -9,6 +9,7 @@ use crate::faults;
 use crate::peer::Mirror;
 use crate::shm::Config;
 use crate::spawn;
+use crate::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use crate::wait::{Bell, Deadline, Patience};
 use gmem_hal::{DeviceError, EvictOutcome, PmapId, VirtRange};
 use rustix::event::{PollFd, PollFlags};
@@ -17,7 +18,6 @@ use rustix::io::Errno;
 use rustix::process::{Signal, WaitId, WaitIdOptions};
 use std::cell::Cell;
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::time::Duration;
 

@@ -5,9 +5,9 @@ use crate::context::Context;
 use crate::kernel::MAX_ARGS;
 use crate::message;
 use crate::shm::{LAUNCHES, launch};
+use crate::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use crate::wait::{Bell, Deadline, Lock, Patience};
 use gmem_hal::{Crash, DeviceError, FaultError, LaunchError, VirtAddr};
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
 /// How long a thread looks for the end of a launch before it sleeps.
@@ -25,7 +25,7 @@ pub(crate) struct Launches {
 
 impl Default for Launches {
     fn default() -> Self {
-        Self { lock: Lock::default(), head: AtomicU32::new(0), used: [const { AtomicBool::new(false) }; LAUNCHES] }
+        Self { lock: Lock::default(), head: AtomicU32::default(), used: std::array::from_fn(|_| AtomicBool::default()) }
     }
 }
 

@@ -33,10 +33,13 @@ mod launches;
 mod machine;
 mod message;
 mod mmu;
+#[cfg(all(test, loom))]
+mod models;
 mod pagemap;
 mod peer;
 mod shm;
 mod spawn;
+mod sync;
 mod table;
 mod wait;
 

@@ -4,8 +4,8 @@
 //! a terminal would obey.
 
 use crate::shm::{MESSAGE, Shared};
+use crate::sync::atomic::Ordering;
 use std::any::Any;
-use std::sync::atomic::Ordering;
 
 /// The text of a panic; empty if it panicked with something else, which is left where it is: dropping it would run code of the program's that may panic again.
 pub(crate) fn of(panic: Box<dyn Any + Send>) -> String {
@@ -45,7 +45,7 @@ pub(crate) fn clean(text: &str) -> String {
     text.chars().map(|c| if c.is_control() && !matches!(c, '\n' | '\t') { char::REPLACEMENT_CHARACTER } else { c }).collect()
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
     use crate::shm::LAUNCHES;

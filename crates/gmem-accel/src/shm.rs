@@ -10,76 +10,81 @@
 //! bells            ready, command (device's), tail (host's), launch (device's), done (host's), per worker: fault (host's), answer (device's)
 //! ```
 
+use crate::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use crate::sync::{self, Long, Word};
 use rustix::fd::AsFd;
 use rustix::mm::{MapFlags, ProtFlags};
-use std::sync::atomic::{AtomicU32, AtomicU64};
 
 /// The most workers a device can have.
-pub(crate) const MAX_CORES: usize = 64;
-/// Commands that can be under way at once; a power of two.
-pub(crate) const RING: usize = 512;
+pub(crate) const MAX_CORES: usize = if cfg!(loom) { 2 } else { 64 };
+/// Commands that can be under way at once; a power of two. A model's ring is so small that it is full at once.
+pub(crate) const RING: usize = if cfg!(loom) { 2 } else { 512 };
 /// Launches that can be started and not yet waited for, per context; a power of two.
-pub(crate) const LAUNCHES: usize = 256;
+pub(crate) const LAUNCHES: usize = if cfg!(loom) { 2 } else { 256 };
 /// The most bytes of a panic's message that reach the host; a multiple of 8.
-pub(crate) const MESSAGE: usize = 512;
+pub(crate) const MESSAGE: usize = if cfg!(loom) { 16 } else { 512 };
 /// The first word of the shared memory, "gmemacc" and a version.
 pub(crate) const MAGIC: u64 = 0x676d_656d_6163_6302;
 
 /// One command to the device's MMU or peer operating system. Plain numbers; never dereferenced as a whole.
 #[repr(C)]
+#[cfg_attr(loom, derive(Default))]
 struct CommandLayout {
-    state: u32,
-    op: u32,
-    prot: u32,
-    result: u32,
-    va: u64,
-    len: u64,
-    frame: u64,
-    value: u64,
+    state: Word,
+    op: Word,
+    prot: Word,
+    result: Word,
+    va: Long,
+    len: Long,
+    frame: Long,
+    value: Long,
 }
 
 #[repr(C)]
+#[cfg_attr(loom, derive(Default))]
 struct FaultLayout {
-    state: u32,
-    access: u32,
-    va: u64,
-    answer: u64,
-    host_bell: u32,
-    device_bell: u32,
+    state: Word,
+    access: Word,
+    va: Long,
+    answer: Long,
+    host_bell: Word,
+    device_bell: Word,
     _pad: [u64; 4],
 }
 
 #[repr(C)]
+#[cfg_attr(loom, derive(Default))]
 struct LaunchLayout {
-    status: u32,
-    kernel: u32,
-    nargs: u32,
-    replay: u32,
-    va: u64,
-    code: u64,
-    args: [u64; crate::kernel::MAX_ARGS],
-    message: [u64; MESSAGE / 8],
+    status: Word,
+    kernel: Word,
+    nargs: Word,
+    replay: Word,
+    va: Long,
+    code: Long,
+    args: [Long; crate::kernel::MAX_ARGS],
+    message: [Long; MESSAGE / 8],
 }
 
 #[repr(C)]
+#[cfg_attr(loom, derive(Default))]
 struct Layout {
-    config: [u64; Config::WORDS],
-    ready: u32,
-    ready_bell: u32,
-    head: u32,
+    config: [Long; Config::WORDS],
+    ready: Word,
+    ready_bell: Word,
+    head: Word,
     _pad0: [u32; 13],
-    tail: u32,
-    tail_bell: u32,
-    revoke_failed: u32,
-    drainers: u32,
+    tail: Word,
+    tail_bell: Word,
+    revoke_failed: Word,
+    drainers: Word,
     _pad1: [u32; 12],
-    command_bell: u32,
-    exit: u32,
-    launch_head: u32,
-    launch_bell: u32,
+    command_bell: Word,
+    exit: Word,
+    launch_head: Word,
+    launch_bell: Word,
     _pad2: [u32; 12],
-    launch_done: u32,
-    done_bell: u32,
+    launch_done: Word,
+    done_bell: Word,
     _pad3: [u32; 14],
     faults: [FaultLayout; MAX_CORES],
     launches: [LaunchLayout; LAUNCHES],
@@ -155,7 +160,7 @@ macro_rules! word {
     ($self:ident . $($field:tt)+) => {
         // SAFETY: `base` is a live mapping of a whole `Layout` until `self` is dropped, the field lies inside it and is aligned by `repr(C)`,
         // and no non-atomic access to it is ever made in this process.
-        unsafe { AtomicU32::from_ptr(&raw mut (*$self.base).$($field)+) }
+        unsafe { sync::word(&raw mut (*$self.base).$($field)+) }
     };
 }
 
@@ -163,7 +168,7 @@ macro_rules! word {
 macro_rules! long {
     ($self:ident . $($field:tt)+) => {
         // SAFETY: as for `word!`.
-        unsafe { AtomicU64::from_ptr(&raw mut (*$self.base).$($field)+) }
+        unsafe { sync::long(&raw mut (*$self.base).$($field)+) }
     };
 }
 
@@ -205,22 +210,31 @@ impl Shared {
 
     /// Maps `fd`, which holds at least [`Shared::LEN`] bytes and cannot shrink.
     pub(crate) fn map(fd: impl AsFd) -> rustix::io::Result<Self> {
+        if cfg!(loom) {
+            return Err(rustix::io::Errno::NOSYS); // a model's memory is no mapping, see `modelled`
+        }
         // SAFETY: a new mapping at an address of the kernel's choice overlaps nothing that exists.
         let base =
             unsafe { rustix::mm::mmap(std::ptr::null_mut(), Self::LEN, ProtFlags::READ | ProtFlags::WRITE, MapFlags::SHARED, fd, 0)? };
         Ok(Self { base: base.cast() })
     }
 
+    /// Memory that the threads of a model share as if they were host and device.
+    #[cfg(all(test, loom))]
+    pub(crate) fn modelled() -> Self {
+        Self { base: Box::into_raw(Box::default()) }
+    }
+
     /// Writes the configuration. Before the device process exists.
     pub(crate) fn set_config(&self, config: &Config) {
         for (i, value) in config.to_words().into_iter().enumerate() {
-            long!(self.config[i]).store(value, std::sync::atomic::Ordering::SeqCst);
+            long!(self.config[i]).store(value, Ordering::SeqCst);
         }
     }
 
     /// Reads the configuration, in the device process; `None` if there is none.
     pub(crate) fn config(&self) -> Option<Config> {
-        Config::from_words(std::array::from_fn(|i| long!(self.config[i]).load(std::sync::atomic::Ordering::SeqCst)))
+        Config::from_words(std::array::from_fn(|i| long!(self.config[i]).load(Ordering::SeqCst)))
     }
 
     pub(crate) fn command(&self, index: u32) -> CommandSlot<'_> {
@@ -304,6 +318,13 @@ words! {
 }
 
 impl Drop for Shared {
+    #[cfg(loom)]
+    fn drop(&mut self) {
+        // SAFETY: only `modelled` made it, from a box, and every reference into it borrowed `self`.
+        drop(unsafe { Box::from_raw(self.base) });
+    }
+
+    #[cfg(not(loom))]
     fn drop(&mut self) {
         // SAFETY: `base` came from `mmap` with this length, and every reference into it borrowed `self`.
         let _ = unsafe { rustix::mm::munmap(self.base.cast(), Self::LEN) };
@@ -347,7 +368,7 @@ pub(crate) mod launch {
     pub(crate) const PANICKED: u32 = 4;
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
 

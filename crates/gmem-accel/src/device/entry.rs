@@ -2,9 +2,9 @@
 
 use super::{DEVICE, Device, peer, ring, signal, window, worker};
 use crate::shm::{Shared, ready};
+use crate::sync::atomic::{AtomicU32, Ordering};
 use crate::wait::{Bell, Deadline, Patience};
 use rustix::fd::{AsFd, FromRawFd, OwnedFd, RawFd};
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 /// The environment variable that makes an executable a device. Its value is the number of descriptors passed.
@@ -116,7 +116,7 @@ fn set_up(shm: Shared, dram: OwnedFd, host: Option<OwnedFd>) -> Option<&'static 
         hole,
         maps: AtomicU32::new(u32::MAX),
         draining: AtomicU32::new(0),
-        crew: worker::Crew::new(config.workers as u32),
+        crew: super::crew::Crew::new(config.workers as u32),
         workers: std::array::from_fn(|_| worker::Worker::default()),
         peer,
     }));
@@ -141,7 +141,7 @@ fn run(device: &'static Device) -> i32 {
             return 0;
         }
         Bell(device.shm.command_bell()).wait(&mut patience, Deadline::NEVER, || {
-            ring::pending(device) || worker::any_ended(device) || device.shm.exit().load(Ordering::Acquire) != 0
+            ring::pending(&device.shm) || worker::any_ended(device) || device.shm.exit().load(Ordering::Acquire) != 0
         });
     }
 }

@@ -6,6 +6,8 @@
 //! The threads of a device process: the *command* thread (it was the main thread), one *worker* per core, and the *watch*, which ends the process when the host
 //! is gone. Commands are carried out by whichever thread is awake: a worker that waits for the answer to its fault, or else the command thread.
 
+mod ask;
+mod crew;
 mod entry;
 mod frames;
 mod peer;
@@ -17,10 +19,17 @@ mod worker;
 pub(crate) use entry::{ENV, FIRST_FD, linked};
 pub(crate) use peer::MARK;
 pub(crate) use ring::{op, reply};
+#[cfg(all(test, loom))]
+pub(crate) use {
+    ask::ask,
+    crew::Crew,
+    ring::{drain_by, pending},
+};
 
 use crate::shm::{Config, MAX_CORES, Shared};
+use crate::sync::atomic::AtomicU32;
 use rustix::fd::OwnedFd;
-use std::sync::atomic::{AtomicPtr, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicPtr, Ordering};
 
 /// Everything the device process knows. One per process, never freed.
 struct Device {
@@ -35,7 +44,7 @@ struct Device {
     maps: AtomicU32,
     /// Held (1) by the thread that carries out commands.
     draining: AtomicU32,
-    crew: worker::Crew,
+    crew: crew::Crew,
     workers: [worker::Worker; MAX_CORES],
     /// The peer operating system, if this is a PEER device. Only touched by who holds `draining`.
     peer: Option<peer::PeerOs>,

@@ -1,9 +1,10 @@
 //! Commands from the host: taken out of the ring in order, by one thread at a time, whichever is awake.
 
 use super::{Device, peer, window};
-use crate::shm::command;
+use crate::shm::{Shared, command};
+use crate::sync::atomic::{AtomicU32, Ordering};
+use crate::sync::hint;
 use crate::wait::Bell;
-use std::sync::atomic::Ordering;
 
 /// What a command asks for.
 pub(crate) mod op {
@@ -58,39 +59,46 @@ pub(crate) mod reply {
 
 /// A command, copied out of the ring.
 #[derive(Clone, Copy)]
-pub(super) struct Command {
-    pub(super) op: u32,
-    pub(super) prot: u32,
-    pub(super) va: u64,
-    pub(super) len: u64,
-    pub(super) frame: u64,
+pub(crate) struct Command {
+    pub(crate) op: u32,
+    pub(crate) prot: u32,
+    pub(crate) va: u64,
+    pub(crate) len: u64,
+    pub(crate) frame: u64,
 }
 
 /// Whether commands wait.
-pub(super) fn pending(device: &Device) -> bool {
-    device.shm.tail().load(Ordering::Relaxed) != device.shm.head().load(Ordering::SeqCst)
+pub(crate) fn pending(shm: &Shared) -> bool {
+    shm.tail().load(Ordering::Relaxed) != shm.head().load(Ordering::SeqCst)
 }
 
 /// Carries out every command there is, unless another thread is at it. Async-signal-safe.
 pub(super) fn drain(device: &Device) {
+    drain_by(&device.shm, &device.draining, |command| perform(device, command));
+}
+
+/// The same, with `perform` for what a command does: it answers the result and a number that goes with it. `draining` is 1 while some thread is at it.
+pub(crate) fn drain_by(shm: &Shared, draining: &AtomicU32, perform: impl Fn(&Command) -> (u32, u64)) {
     // The outer loop looks again after the lock was dropped: whoever posted in between found it taken by us and relies on us.
-    while pending(device) {
-        if device.draining.swap(1, Ordering::Acquire) != 0 {
+    while pending(shm) {
+        // SeqCst, as the look before it and what ends the drain are: who finds it taken has seen a command that the other is sure to see after it.
+        if draining.swap(1, Ordering::SeqCst) != 0 {
+            hint::spin_loop(); // for callers who come again at once because there is something to do
             return;
         }
-        let mut tail = device.shm.tail().load(Ordering::Relaxed);
-        while tail != device.shm.head().load(Ordering::Acquire) {
-            carry_out(device, tail);
+        let mut tail = shm.tail().load(Ordering::Relaxed);
+        while tail != shm.head().load(Ordering::Acquire) {
+            carry_out(shm, tail, &perform);
             tail = tail.wrapping_add(1);
-            device.shm.tail().store(tail, Ordering::SeqCst);
-            Bell(device.shm.tail_bell()).ring();
+            shm.tail().store(tail, Ordering::SeqCst);
+            Bell(shm.tail_bell()).ring();
         }
-        device.draining.store(0, Ordering::SeqCst);
+        draining.store(0, Ordering::SeqCst);
     }
 }
 
-fn carry_out(device: &Device, index: u32) {
-    let slot = device.shm.command(index);
+fn carry_out(shm: &Shared, index: u32, perform: impl Fn(&Command) -> (u32, u64)) {
+    let slot = shm.command(index);
     if slot.state.compare_exchange(command::PENDING, command::TAKEN, Ordering::AcqRel, Ordering::Relaxed).is_err() {
         return; // cancelled
     }
@@ -101,19 +109,23 @@ fn carry_out(device: &Device, index: u32) {
         len: slot.len.load(Ordering::Relaxed),
         frame: slot.frame.load(Ordering::Relaxed),
     };
-    let (result, value) = match c.op {
+    let (result, value) = perform(&c);
+    slot.result.store(result, Ordering::Relaxed);
+    slot.value.store(value, Ordering::Relaxed);
+    slot.state.store(command::DONE, Ordering::Release);
+}
+
+fn perform(device: &Device, c: &Command) -> (u32, u64) {
+    match c.op {
         op::ENTER => (window::enter(device, c.va, c.len, c.frame, c.prot, false), 0),
         op::ENTER_HOST => (window::enter(device, c.va, c.len, c.frame, c.prot, true), 0),
         op::RELEASE => (revoked(device, window::release(device, c.va, c.len)), 0),
         op::PROTECT => {
-            peer::protected(device, &c);
+            peer::protected(device, c);
             (revoked(device, window::protect(device, c.va, c.len, c.prot)), 0)
         }
-        _ => peer::carry_out(device, &c),
-    };
-    slot.result.store(result, Ordering::Relaxed);
-    slot.value.store(value, Ordering::Relaxed);
-    slot.state.store(command::DONE, Ordering::Release);
+        _ => peer::carry_out(device, c),
+    }
 }
 
 /// Nobody waits for the result of a revoke; the invalidation that follows asks for this mark.

@@ -1,13 +1,10 @@
 //! Faults of kernels, as the processor reports them.
 
-use super::{Device, device, ring, worker};
-use crate::shm::{fault, launch};
-use crate::wait::{Bell, Deadline, Patience, now_ns};
+use super::{Device, ask, device, ring, worker};
+use crate::shm::launch;
 use crate::{codec, faults};
 use gmem_hal::{Crash, FaultError, VirtAddr};
 use libc::{c_int, c_void, siginfo_t};
-use std::sync::atomic::Ordering;
-use std::time::Duration;
 
 /// Installs the handler for what a kernel can do wrong, and unblocks those signals. They run on the workers' alternate stacks.
 pub(super) fn install() -> bool {
@@ -46,10 +43,19 @@ extern "C" fn handler(signal: c_int, info: *mut siginfo_t, context: *mut c_void)
     }
     // SAFETY: the kernel passes a valid ucontext to a handler installed with SA_SIGINFO.
     let write = unsafe { wrote(context) };
-    let answer = ask(device, me, address, write);
+    let answer = ask_host(device, me, address, write);
     if answer != 0 {
         worker::end(device, me, launch::FAULT, address, answer);
     }
+}
+
+/// Asks the host to resolve the fault of worker `me`. Returns the answer's code, zero for "try again".
+fn ask_host(device: &Device, me: usize, address: u64, write: bool) -> u64 {
+    let server = faults::bell_of(me, device.config.workers as usize);
+    let mut patience = worker::patience(device, me);
+    let answer = ask::ask(&device.shm, (me, server), (address, write), &mut patience, || ring::drain(device));
+    worker::set_patience(device, me, &patience);
+    answer
 }
 
 /// What kind of crash a signal is that stands for no fault of a page. The address of a bad instruction is the instruction's own, so it is left out.
@@ -123,45 +129,4 @@ unsafe fn wrote(context: *mut c_void) -> bool {
 #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
 unsafe fn wrote(_context: *mut c_void) -> bool {
     true
-}
-
-/// Asks the host to resolve a fault, and carries out the host's commands while it waits: the mapping that answers the fault is made by
-/// the very thread that needs it, which is awake. Returns the answer's code, zero for "try again".
-fn ask(device: &Device, me: usize, address: u64, write: bool) -> u64 {
-    let slot = device.shm.fault(me);
-    slot.va.store(address, Ordering::Relaxed);
-    slot.access.store(write.into(), Ordering::Relaxed);
-    slot.state.store(fault::POSTED, Ordering::SeqCst);
-    device.shm.drainers().fetch_add(1, Ordering::SeqCst);
-    let server = faults::bell_of(me, device.config.workers as usize);
-    Bell(device.shm.fault(server).host_bell).ring();
-    let mut patience = worker::patience(device, me);
-    let answered = || slot.state.load(Ordering::Acquire) == fault::ANSWERED;
-    loop {
-        let done = look(device, &mut patience, answered);
-        // From here on nobody may rely on us; whoever did before is served by the look after it.
-        device.shm.drainers().fetch_sub(1, Ordering::SeqCst);
-        ring::drain(device);
-        if done {
-            break;
-        }
-        let (mut once, asleep_since) = (Patience::new(Duration::ZERO), now_ns());
-        Bell(slot.device_bell).wait(&mut once, Deadline::NEVER, || answered() || ring::pending(device));
-        patience.woken_after(now_ns().saturating_sub(asleep_since));
-        device.shm.drainers().fetch_add(1, Ordering::SeqCst);
-    }
-    worker::set_patience(device, me, &patience);
-    let answer = slot.answer.load(Ordering::Relaxed);
-    slot.state.store(fault::IDLE, Ordering::Relaxed);
-    answer
-}
-
-/// Looks for the answer, serving the ring, until it is there or patience ends.
-fn look(device: &Device, patience: &mut Patience, answered: impl Fn() -> bool) -> bool {
-    patience.spin(&mut || {
-        if ring::pending(device) {
-            ring::drain(device);
-        }
-        answered()
-    })
 }

@@ -7,7 +7,7 @@
 use super::Device;
 use crate::kernel::{Grid, KERNELS, MAX_ARGS};
 use crate::shm::{MAX_CORES, launch};
-use crate::wait::{Bell, Deadline, Patience};
+use crate::wait::{Bell, Patience};
 use crate::{codec, message};
 use gmem_hal::Crash;
 use libc::c_void;
@@ -21,30 +21,6 @@ const STACK: usize = 8 << 20;
 const ALT_STACK: usize = 64 << 10;
 /// How long a worker looks for the next launch, or for its siblings to finish this one.
 const LAUNCH_PATIENCE: Duration = Duration::from_micros(20);
-
-/// What all workers share about the launch under way.
-pub(super) struct Crew {
-    workers: u32,
-    /// Workers that have not finished their part.
-    remaining: AtomicU32,
-    /// Launches finished by all, wrapping.
-    completed: AtomicU32,
-    completed_bell: AtomicU32,
-    /// Whether some worker has recorded how this launch failed.
-    failed: AtomicU32,
-}
-
-impl Crew {
-    pub(super) fn new(workers: u32) -> Self {
-        Self {
-            workers,
-            remaining: AtomicU32::new(workers),
-            completed: AtomicU32::new(0),
-            completed_bell: AtomicU32::new(0),
-            failed: AtomicU32::new(0),
-        }
-    }
-}
 
 /// One worker's own record.
 #[derive(Default)]
@@ -147,14 +123,13 @@ extern "C" fn main(me: *mut c_void) -> *mut c_void {
     let mut next = device.workers[me].launch.load(Ordering::Relaxed);
     let mut patience = Patience::new(LAUNCH_PATIENCE);
     loop {
-        Bell(&device.crew.completed_bell).wait(&mut patience, Deadline::NEVER, || device.crew.completed.load(Ordering::Acquire) == next);
-        Bell(device.shm.launch_bell()).wait(&mut patience, Deadline::NEVER, || device.shm.launch_head().load(Ordering::Acquire) != next);
+        device.crew.wait_for(&device.shm, next, &mut patience);
         device.workers[me].launch.store(next, Ordering::Relaxed);
         if let Err(panic) = run_part(device, me, next) {
             let said = message::of(panic);
-            fail(device, next, launch::PANICKED, || (message::write(&device.shm, next, &said), 0));
+            device.crew.fail(&device.shm, next, launch::PANICKED, || (message::write(&device.shm, next, &said), 0));
         }
-        arrive(device, next);
+        device.crew.arrive(&device.shm, next);
         next = next.wrapping_add(1);
     }
 }
@@ -165,41 +140,15 @@ fn run_part(device: &Device, me: usize, index: u32) -> std::thread::Result<()> {
     let nargs = (slot.nargs.load(Ordering::Relaxed) as usize).min(MAX_ARGS);
     let args: [u64; MAX_ARGS] = std::array::from_fn(|i| device.shm.launch_arg(index, i).load(Ordering::Relaxed));
     let Some(kernel) = KERNELS.get(slot.kernel.load(Ordering::Relaxed) as usize) else { return Err(Box::new("no such kernel")) };
-    let grid = Grid { worker: me, workers: device.crew.workers as usize };
+    let grid = Grid { worker: me, workers: device.config.workers as usize };
     // SAFETY: whoever launched the kernel passed the arguments it was written for; that is the contract of `Kernel::run`.
     std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| unsafe { (kernel.run)(grid, &args[..nargs]) }))
 }
 
-/// Records how launch `index` failed, unless another worker did already: `detail` gives the code and the address. Async-signal-safe if that is.
-fn fail(device: &Device, index: u32, status: u32, detail: impl FnOnce() -> (u64, u64)) {
-    if device.crew.failed.swap(status, Ordering::AcqRel) == 0 {
-        let slot = device.shm.launch(index);
-        let (code, va) = detail();
-        slot.va.store(va, Ordering::Relaxed);
-        slot.code.store(code, Ordering::Relaxed);
-        slot.status.store(status, Ordering::Release);
-    }
-}
-
 /// Worker `me` is about to end the whole process, by its kernel's wish: leaves word of it. Async-signal-safe.
 pub(super) fn last_words(device: &Device, me: usize, crash: Crash) {
-    fail(device, device.workers[me].launch.load(Ordering::Relaxed), launch::CRASHED, || codec::encode_crash(crash));
-}
-
-/// This worker's part of launch `index` is over; the last one ends the launch. Async-signal-safe.
-fn arrive(device: &Device, index: u32) {
-    let crew = &device.crew;
-    if crew.remaining.fetch_sub(1, Ordering::AcqRel) != 1 {
-        return;
-    }
-    if crew.failed.swap(0, Ordering::AcqRel) == 0 {
-        device.shm.launch(index).status.store(launch::OK, Ordering::Relaxed);
-    }
-    crew.remaining.store(crew.workers, Ordering::Relaxed);
-    device.shm.launch_done().store(index.wrapping_add(1), Ordering::SeqCst);
-    crew.completed.store(index.wrapping_add(1), Ordering::SeqCst);
-    Bell(device.shm.done_bell()).ring();
-    Bell(&crew.completed_bell).ring();
+    let index = device.workers[me].launch.load(Ordering::Relaxed);
+    device.crew.fail(&device.shm, index, launch::CRASHED, || codec::encode_crash(crash));
 }
 
 /// Ends worker `me` inside its signal handler: its kernel crashed. Async-signal-safe.
@@ -212,11 +161,11 @@ pub(super) fn crash(device: &Device, me: usize, crash: Crash) -> ! {
 pub(super) fn end(device: &Device, me: usize, status: u32, va: u64, code: u64) -> ! {
     let worker = &device.workers[me];
     let index = worker.launch.load(Ordering::Relaxed);
-    fail(device, index, status, || (code, va));
+    device.crew.fail(&device.shm, index, status, || (code, va));
     // First the replacement, then the end of the launch: whoever waits for the launch may look for the new worker at once.
     worker.ended.store(1, Ordering::SeqCst);
     Bell(device.shm.command_bell()).ring();
-    arrive(device, index);
+    device.crew.arrive(&device.shm, index);
     loop {
         // SAFETY: `exit` ends this thread only. Its stack is freed by the command thread after a join, which waits for the kernel to clear
         // the thread's id at the very end; nothing borrows from that stack, by the contract of `Kernel::run`.

@@ -1,0 +1,93 @@
+//! Launches: records in a ring of their own, and the workers that begin and end each together.
+
+use super::{Both, patience};
+use crate::codec;
+use crate::device::Crew;
+use crate::shm::launch;
+use crate::sync::atomic::Ordering;
+use gmem_hal::{DeviceError, FaultError, LaunchError, VirtAddr};
+use gmem_loom::{model_within, together};
+use std::sync::Arc;
+
+/// A worker's part of so many launches: it adds the first argument. With a fault at an address, the launch fails there.
+fn work((both, crew): &(Arc<Both>, Crew), launches: u32, fault: Option<u64>) {
+    let shm = &both.context.shm;
+    for next in 0..launches {
+        crew.wait_for(shm, next, &mut patience());
+        both.performed.fetch_add(shm.launch_arg(next, 0).load(Ordering::Relaxed) as u32, Ordering::Relaxed);
+        if let Some(va) = fault {
+            crew.fail(shm, next, launch::FAULT, || (codec::encode(Err(FaultError::NotMapped)), va));
+        }
+        crew.arrive(shm, next);
+    }
+}
+
+fn start(both: &Both, arg: u64) -> Result<u32, LaunchError> {
+    both.context.launches.start(&both.context, 0, &[arg], true)
+}
+
+fn wait(both: &Both, launch: u32) -> Result<(), LaunchError> {
+    both.context.launches.wait(&both.context, launch)
+}
+
+#[test]
+fn loom_a_launch_ends_after_every_worker() {
+    model_within(2, || {
+        let shared = Arc::new((Both::new(2), Crew::new(2)));
+        together(
+            &shared,
+            vec![
+                Box::new(|s| work(s, 1, None)),
+                Box::new(|s| work(s, 1, None)),
+                Box::new(|(both, _)| {
+                    let launch = start(both, 5).expect("there is room");
+                    assert_eq!(wait(both, launch), Ok(()));
+                    assert_eq!(both.performed(), 10, "a worker's part is not seen");
+                }),
+            ],
+        );
+    });
+}
+
+#[test]
+fn loom_records_are_used_again_only_when_they_were_read() {
+    model_within(2, || {
+        let shared = Arc::new((Both::new(1), Crew::new(1)));
+        together(
+            &shared,
+            vec![
+                Box::new(|s| work(s, 3, None)),
+                Box::new(|(both, _)| {
+                    let launches = [start(both, 1), start(both, 2)].map(|l| l.expect("there is room"));
+                    assert_eq!(start(both, 4), Err(LaunchError::Device(DeviceError::NoMemory)));
+                    assert_eq!(wait(both, launches[0]), Ok(()));
+                    assert_eq!(both.performed() & 1, 1);
+                    let third = start(both, 4).expect("there is room");
+                    assert_eq!(wait(both, launches[1]), Ok(()));
+                    assert_eq!(wait(both, third), Ok(()));
+                    assert_eq!(both.performed(), 7);
+                }),
+            ],
+        );
+    });
+}
+
+#[test]
+fn loom_one_failure_is_told_whole() {
+    model_within(2, || {
+        let shared = Arc::new((Both::new(2), Crew::new(2)));
+        together(
+            &shared,
+            vec![
+                Box::new(|s| work(s, 1, Some(0x1100))),
+                Box::new(|s| work(s, 1, Some(0x1200))),
+                Box::new(|(both, _)| {
+                    let launch = start(both, 5).expect("there is room");
+                    let Err(LaunchError::Fault { va, error }) = wait(both, launch) else { panic!("a failure was lost") };
+                    assert!([0x1100, 0x1200].map(VirtAddr::new).contains(&va), "the address was not there yet: {va}");
+                    assert_eq!(error, FaultError::NotMapped);
+                }),
+            ],
+        );
+    });
+}

@@ -1,0 +1,96 @@
+//! The ring of commands.
+
+use super::{Both, about};
+use gmem_hal::DeviceError;
+use gmem_loom::{model_within, together};
+
+#[test]
+fn loom_a_call_gets_its_own_answer() {
+    model_within(2, || {
+        let both = Both::new(1);
+        together(
+            &both,
+            vec![
+                Box::new(Both::command_thread),
+                Box::new(|both| {
+                    assert_eq!(both.context.call(&about(7)), Ok((0, 8)));
+                    assert_eq!(both.performed(), 7, "the answer came before what it tells of");
+                    both.context.ask_to_exit();
+                }),
+            ],
+        );
+    });
+}
+
+#[test]
+fn loom_two_callers_get_their_own_answers() {
+    model_within(1, || {
+        let both = Both::new(1);
+        let call = |both: &Both, va: u64| {
+            assert_eq!(both.context.call(&about(va)), Ok((0, va + 1)));
+            assert_eq!(u64::from(both.performed()) & va, va, "the answer came before what it tells of");
+            if both.performed() == 3 {
+                both.context.ask_to_exit();
+            }
+        };
+        together(&both, vec![Box::new(Both::command_thread), Box::new(move |b| call(b, 1)), Box::new(move |b| call(b, 2))]);
+    });
+}
+
+/// More commands than the ring has room for, of which nobody reads the results.
+#[test]
+fn loom_a_flush_ends_after_all_that_was_queued() {
+    model_within(1, || {
+        let both = Both::new(1);
+        together(
+            &both,
+            vec![
+                Box::new(Both::command_thread),
+                Box::new(|both| {
+                    [1, 2, 4].iter().for_each(|va| both.context.queue(&about(*va)).expect("the device answers"));
+                    both.context.flush().expect("the device answers");
+                    assert_eq!(both.performed(), 7, "a revoke was not carried out");
+                    both.context.ask_to_exit();
+                }),
+            ],
+        );
+    });
+}
+
+/// Threads of the device that find the ring in the hands of another leave it to that one.
+#[test]
+fn loom_no_command_is_left_to_nobody() {
+    model_within(2, || {
+        let both = Both::new(1);
+        together(
+            &both,
+            vec![
+                Box::new(Both::drain),
+                Box::new(Both::drain),
+                Box::new(|both| {
+                    both.context.queue(&about(1)).expect("there is room");
+                    both.drain();
+                }),
+            ],
+        );
+        assert_eq!(both.performed(), 1);
+    });
+}
+
+#[test]
+fn loom_the_end_of_the_process_ends_a_call() {
+    model_within(2, || {
+        let both = Both::new(1);
+        together(
+            &both,
+            vec![
+                Box::new(|both| both.drain()),
+                Box::new(|both| both.context.set_dead()),
+                Box::new(|both| {
+                    let answer = both.context.call(&about(7));
+                    assert!(matches!(answer, Ok((0, 8)) | Err(DeviceError::Dead)), "{answer:?}");
+                }),
+            ],
+        );
+    });
+}
