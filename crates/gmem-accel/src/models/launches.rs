@@ -49,6 +49,26 @@ fn loom_a_launch_ends_after_every_worker() {
     });
 }
 
+/// A worker that is done early waits for the other before it begins the next launch.
+#[test]
+fn loom_the_next_launch_waits_for_every_worker() {
+    model_within(1, || {
+        let shared = Arc::new((Both::new(2), Crew::new(2)));
+        together(
+            &shared,
+            vec![
+                Box::new(|s| work(s, 2, None)),
+                Box::new(|s| work(s, 2, None)),
+                Box::new(|(both, _)| {
+                    let launches = [1, 2].map(|arg| start(both, arg).expect("there is room"));
+                    launches.iter().for_each(|launch| assert_eq!(wait(both, *launch), Ok(())));
+                    assert_eq!(both.performed(), 6);
+                }),
+            ],
+        );
+    });
+}
+
 #[test]
 fn loom_records_are_used_again_only_when_they_were_read() {
     model_within(2, || {

@@ -22,6 +22,25 @@ fn loom_a_call_gets_its_own_answer() {
     });
 }
 
+/// The third takes the slot of the first, of which the result was read.
+#[test]
+fn loom_slots_are_used_again() {
+    model_within(1, || {
+        let both = Both::new(1);
+        together(
+            &both,
+            vec![
+                Box::new(Both::command_thread),
+                Box::new(|both| {
+                    [1, 2, 4].iter().for_each(|va| assert_eq!(both.context.call(&about(*va)), Ok((0, va + 1))));
+                    both.context.ask_to_exit();
+                }),
+            ],
+        );
+        assert_eq!(both.performed(), 7);
+    });
+}
+
 #[test]
 fn loom_two_callers_get_their_own_answers() {
     model_within(1, || {
@@ -57,7 +76,7 @@ fn loom_a_flush_ends_after_all_that_was_queued() {
     });
 }
 
-/// Threads of the device that find the ring in the hands of another leave it to that one.
+/// A thread of the device that finds the ring in the hands of another leaves it to that one, which looks again when it is done.
 #[test]
 fn loom_no_command_is_left_to_nobody() {
     model_within(2, || {
@@ -66,14 +85,15 @@ fn loom_no_command_is_left_to_nobody() {
             &both,
             vec![
                 Box::new(Both::drain),
-                Box::new(Both::drain),
                 Box::new(|both| {
-                    both.context.queue(&about(1)).expect("there is room");
-                    both.drain();
+                    for va in [1, 2] {
+                        both.context.queue(&about(va)).expect("there is room");
+                        both.drain();
+                    }
                 }),
             ],
         );
-        assert_eq!(both.performed(), 1);
+        assert_eq!(both.performed(), 3);
     });
 }
 
