@@ -8,6 +8,7 @@
 //! ```
 //!
 //! `LOOM_MAX_PREEMPTIONS` says how often in one order a thread loses the processor where it could have gone on; if it is not set, each model has its own number.
+//! The models that must fail, the canaries, need up to 2: with 1, leave them out by `-- --skip canary`.
 //! With `LOOM_LOG=trace` every step is told.
 #![cfg(loom)]
 #![forbid(unsafe_code)]

@@ -1,11 +1,11 @@
 //! Launches: records in a ring of their own, and the workers that begin and end each together.
 
 use super::{Both, patience};
-use crate::codec;
 use crate::device::Crew;
 use crate::shm::launch;
 use crate::sync::atomic::Ordering;
-use gmem_hal::{DeviceError, FaultError, LaunchError, VirtAddr};
+use crate::{codec, message};
+use gmem_hal::{Crash, DeviceError, FaultError, LaunchError, VirtAddr};
 use gmem_loom::{model_within, together};
 use std::sync::Arc;
 
@@ -106,6 +106,62 @@ fn loom_one_failure_is_told_whole() {
                     let Err(LaunchError::Fault { va, error }) = wait(both, launch) else { panic!("a failure was lost") };
                     assert!([0x1100, 0x1200].map(VirtAddr::new).contains(&va), "the address was not there yet: {va}");
                     assert_eq!(error, FaultError::NotMapped);
+                }),
+            ],
+        );
+    });
+}
+
+/// What one worker says is neither cut short nor mixed with what the other's fault leaves in the same record.
+#[test]
+fn loom_a_panic_is_told_whole() {
+    model_within(2, || {
+        let shared = Arc::new((Both::new(2), Crew::new(2)));
+        together(
+            &shared,
+            vec![
+                Box::new(|(both, crew)| {
+                    let shm = &both.context.shm;
+                    crew.wait_for(shm, 0, &mut patience());
+                    crew.fail(shm, 0, launch::PANICKED, || (message::write(shm, 0, "out of order"), 0));
+                    crew.arrive(shm, 0);
+                }),
+                Box::new(|s| work(s, 1, Some(0x1200))),
+                Box::new(|(both, _)| {
+                    let launch = start(both, 5).expect("there is room");
+                    match wait(both, launch) {
+                        Err(LaunchError::Panicked(said)) => assert_eq!(said, "out of order"),
+                        Err(LaunchError::Fault { va, error }) => assert_eq!((va.get(), error), (0x1200, FaultError::NotMapped)),
+                        other => panic!("a failure was lost: {other:?}"),
+                    }
+                }),
+            ],
+        );
+    });
+}
+
+/// A kernel that aborts leaves word before its device ends, and nobody else's launch is taken for it.
+#[test]
+fn loom_the_last_words_of_a_device_reach_their_launch() {
+    model_within(2, || {
+        let shared = Arc::new((Both::new(1), Crew::new(1)));
+        together(
+            &shared,
+            vec![
+                Box::new(|(both, crew)| {
+                    let shm = &both.context.shm;
+                    crew.wait_for(shm, 0, &mut patience());
+                    crew.fail(shm, 0, launch::CRASHED, || codec::encode_crash(Crash::Abort));
+                    // The keeper sees the process end, which is after all that its threads did.
+                    both.context.set_dead();
+                }),
+                Box::new(|(both, _)| {
+                    let first = start(both, 1).expect("there is room");
+                    let second = start(both, 2);
+                    assert_eq!(wait(both, first), Err(LaunchError::Crashed(Crash::Abort)));
+                    if let Ok(second) = second {
+                        assert_eq!(wait(both, second), Err(LaunchError::Device(DeviceError::Dead)));
+                    }
                 }),
             ],
         );
