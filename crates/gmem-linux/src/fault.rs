@@ -3,7 +3,7 @@
 use crate::FutexLock;
 use crate::sys::area::{Advice, Area};
 use arrayvec::ArrayVec;
-use core::sync::atomic::{AtomicUsize, Ordering::*};
+use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering::*};
 use gmem_hal::{Access, HostFault, PageSize, Prot, Upcalls, VirtAddr, VirtRange, lock_api::Mutex};
 use std::sync::{OnceLock, Weak};
 
@@ -16,6 +16,8 @@ pub(crate) struct Faults {
     poisoned: Mutex<FutexLock, ArrayVec<VirtAddr, 64>>,
     /// The length of `poisoned`, to be read without the lock.
     count: AtomicUsize,
+    /// How many regions were mapped. Changed under the lock of `poisoned`.
+    mapped: AtomicU64,
 }
 
 impl Faults {
@@ -35,11 +37,25 @@ impl Faults {
         }
     }
 
+    /// A region is about to be mapped: what was judged before does not hold for it.
+    pub(crate) fn region_mapped(&self) {
+        let _poisoned = self.poisoned.lock();
+        self.mapped.fetch_add(1, Release);
+    }
+
+    /// How many regions were mapped so far, to be read before a fault is resolved.
+    pub(crate) fn epoch(&self) -> u64 {
+        self.mapped.load(Acquire)
+    }
+
     /// Poisons the base page at `va` by calling `poison`, and notes it if that said true. The lock is held over both, so that whoever maps the page
     /// next finds the note; `poison` must not wake the faulter, who might be that one.
-    pub(crate) fn poison(&self, va: VirtAddr, poison: impl FnOnce() -> bool) {
+    ///
+    /// Not if a region was mapped since `epoch`: a message may be older than the region that is there now, and its faulter long gone. One that still waits
+    /// faults again and is judged again.
+    pub(crate) fn poison(&self, va: VirtAddr, epoch: u64, poison: impl FnOnce() -> bool) {
         let mut poisoned = self.poisoned.lock();
-        if poison() && !poisoned.contains(&va) {
+        if self.epoch() == epoch && poison() && !poisoned.contains(&va) {
             let _ = poisoned.try_push(va);
         }
         self.count.store(poisoned.len(), Release);
@@ -63,5 +79,21 @@ impl Faults {
             false
         });
         self.count.store(poisoned.len(), Release);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_verdict_older_than_the_region_poisons_nothing() {
+        let faults = Faults::default();
+        let (va, before) = (VirtAddr::new(0x1000), faults.epoch());
+        faults.region_mapped();
+        faults.poison(va, before, || panic!("the page belongs to another region now"));
+        assert_eq!(faults.count.load(Acquire), 0);
+        faults.poison(va, faults.epoch(), || true);
+        assert_eq!(faults.count.load(Acquire), 1);
     }
 }

@@ -227,6 +227,7 @@ impl Host for LinuxHost {
         self.supports(attrs)?;
         let scheme = space.scheme(attrs);
         if scheme != Scheme::DeviceOnly {
+            self.core.faults.region_mapped();
             space.reclaim(range)?;
         }
         match scheme {

@@ -53,6 +53,7 @@ impl Drop for DiesWithUs {
 
 fn one(uffd: &Uffd, faults: &Faults, message: &Message) {
     let page = VirtRange::page(message.va, PageSize::Size4K).expect("a user address");
+    let epoch = faults.epoch();
     match faults.resolve(message.va, message.access, false) {
         // Mapping woke its waiters; this one may have come after that and before the page was there.
         HostFault::Resolved => uffd.wake(page),
@@ -62,10 +63,12 @@ fn one(uffd: &Uffd, faults: &Faults, message: &Message) {
         HostFault::Failed(FaultError::Host(HostError::Os(e))) if e == Errno::AGAIN.raw_os_error() => uffd.wake(page),
         failed @ (HostFault::NotOurs | HostFault::Failed(_)) => {
             report::failed_access(message.va, message.access, &failed);
-            faults.poison(page.start(), || match uffd.poison(page.start()) {
+            faults.poison(page.start(), epoch, || match uffd.poison(page.start()) {
                 Ok(()) => true,
                 // Present after all: the access can be tried again.
                 Err(Errno::EXIST) => false,
+                // Nothing of ours is registered there any more: the access meets what is there now.
+                Err(Errno::NOENT) => false,
                 Err(_) => area::forbid(page),
             });
             uffd.wake(page);
