@@ -9,7 +9,7 @@ use crate::fault::{Touch, Touched, Who, list_of};
 use crate::space::{Region, Space};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
-use gmem_hal::{Access, DeviceId, FaultError, Platform, SpaceId, VirtAddr, VirtRange};
+use gmem_hal::{Access, DeviceId, Platform, SpaceId, VirtAddr, VirtRange};
 
 /// Where a run of pages is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -48,13 +48,10 @@ impl<P: Platform> Core<P> {
     /// launches that hold pages. May block.
     ///
     /// # Errors
-    /// [`RangeError::Fault`] with a page that the kernel holds pinned; it keeps its contents.
+    /// [`RangeError::Fault`] with the first page that cannot be taken from where it is, such as one that the kernel holds pinned; it keeps its contents.
     pub fn discard(&self, space: SpaceId, range: VirtRange) -> Result<(), RangeError> {
         let space = self.space(space).ok_or(RangeError::NoSuchSpace(space))?;
-        self.for_each_touched(&space, range, |_, va| match self.discard_page(&space, range, va) {
-            true => Ok(()),
-            false => Err(RangeError::Fault(va, FaultError::Host(gmem_hal::HostError::Pinned))),
-        })
+        self.for_each_touched(&space, range, |_, va| self.discard_page(&space, range, va).map_err(|e| RangeError::Fault(va, e)))
     }
 
     /// Keeps the pages of `range` from being evicted, wherever they are, until as many [`Core::unpin`]. Accesses still move them: coherence comes first. Does not

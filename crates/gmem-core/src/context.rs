@@ -3,7 +3,7 @@
 use crate::device::DeviceSlot;
 use ::core::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use alloc::sync::Arc;
-use gmem_hal::{Device, DeviceId, Event, Mmu, Mode, Platform, PmapId, VirtAddr, Wait, WaitKind};
+use gmem_hal::{Capabilities, Device, DeviceId, Event, Mmu, Mode, Platform, PmapId, VirtAddr, Wait, WaitKind};
 
 /// Which page table the context uses.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -66,6 +66,11 @@ impl<P: Platform> Context<P> {
             Table::Own(pmap) => pmap,
             other => panic!("a context with table {other:?} was asked for its own page table"),
         }
+    }
+
+    /// Whether a fault of it can be resolved. If not, it sees what its launches hold; in REPLICATE mode it sees everything in any case.
+    pub(crate) fn is_replayable(&self) -> bool {
+        self.driver().info().capabilities.contains(Capabilities::REPLAYABLE) || self.mode != Mode::CoherentExclusive
     }
 
     /// Whether it was stopped for good, or is just being stopped.

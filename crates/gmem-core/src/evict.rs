@@ -330,8 +330,8 @@ impl<P: Platform> Core<P> {
         }
         let mut at = range.start();
         let mut outcome = EvictOutcome::NotThere;
-        while at < range.end() {
-            let (page, one) = self.evict_peer_page(&space, &context, at);
+        while let Some(rest) = VirtRange::new(at, range.end()) {
+            let (page, one) = self.evict_peer_page(&space, &context, rest);
             match one {
                 EvictOutcome::Refused => return EvictOutcome::Refused,
                 EvictOutcome::Evicted => outcome = EvictOutcome::Evicted,
@@ -342,10 +342,12 @@ impl<P: Platform> Core<P> {
         outcome
     }
 
-    /// One page of it. Returns where the next begins. Never waits: the peer may be in the middle of a request for another page.
-    fn evict_peer_page(&self, space: &Arc<Space<P>>, context: &Arc<Context<P>>, va: VirtAddr) -> (VirtAddr, EvictOutcome) {
+    /// The first page of `rest`. Returns where the next begins. Never waits: the peer may be in the middle of a request for another page.
+    fn evict_peer_page(&self, space: &Arc<Space<P>>, context: &Arc<Context<P>>, rest: VirtRange) -> (VirtAddr, EvictOutcome) {
         let mut guard = space.lock();
-        let Some(region) = guard.region_at(va) else { return (space.range.end(), EvictOutcome::NotThere) };
+        // Holes are passed over: behind one there may be pages that the peer has.
+        let Some(region) = guard.regions_in(rest).next() else { return (rest.end(), EvictOutcome::NotThere) };
+        let va = rest.start().max(region.range.start());
         let page = region.page(va);
         let mut entry = guard.entry(&region, page.start());
         let owned = entry.state.on_device() && self.hnode(entry.hnode).is_some_and(|h| h.device == context.device.id);

@@ -9,9 +9,9 @@ use crate::device::MAX_POOLS;
 use crate::entry::State;
 use crate::evict::{Room, Spare};
 use crate::frame::FrameId;
-use crate::hnode::{Allocator, Hnode};
+use crate::hnode::{Allocator, Hnode, Released};
 use crate::plan::{Step, Steps};
-use crate::space::{Contexts, Region, Space};
+use crate::space::{Contexts, Guard, Region, Space};
 use alloc::sync::Arc;
 use arrayvec::ArrayVec;
 use gmem_hal::{
@@ -120,7 +120,8 @@ impl<P: Platform> Op<'_, P> {
     /// Gives the page back to the device that had it; if that fails, its next access faults.
     pub(crate) fn reenter_owner(&self, write: bool) {
         let owner = self.owner();
-        if !owner.is_fenced() {
+        // A page that moves is held by nobody, and what nobody holds a device without replay does not see.
+        if !owner.is_fenced() && owner.is_replayable() {
             let _ = self.enter(&owner, self.old_phys(), write);
         }
     }
@@ -171,7 +172,8 @@ impl<P: Platform> Op<'_, P> {
     fn undo(&mut self, step: Step) {
         match step {
             // An unpopulated home stands for zeros, so a half-finished one must not stay.
-            Step::Populate if !self.peer_gave_up => self.host().discard(&self.space.host, &self.pages()),
+            // Unless the home holds the only bytes now.
+            Step::Populate if !(self.peer_gave_up && self.state == State::Device) => self.host().discard(&self.space.host, &self.pages()),
             Step::AllocFrame => match self.new.take() {
                 Some((hnode, Some(frame), _)) if self.new_in_reach => hnode.quarantine(frame),
                 Some((hnode, Some(frame), _)) => self.core.free_frame(&hnode, frame),
@@ -223,7 +225,8 @@ impl<P: Platform> Op<'_, P> {
         }
         if self.region.lowering {
             // The protect under way may not have come to this page, which then is there with more access; and entering only ever gives access.
-            self.core.revoke(context, self.page);
+            // It is lowered and not taken away: a launch may hold it.
+            self.core.restrict(context, &[self.page], prot);
         }
         if context.is_fenced() {
             // Making room for this very page may have been the revoke that failed.
@@ -497,7 +500,11 @@ impl<P: Platform> Core<P> {
 
     /// Frees a frame that no device can reach.
     pub(crate) fn free_frame(&self, hnode: &Hnode<P>, frame: FrameId) {
-        let (phys, size, tell) = hnode.release(frame);
+        self.tell_allocator(hnode, hnode.release(frame));
+    }
+
+    /// Gives a frame that was released back to the driver's own allocator, if it came from there.
+    fn tell_allocator(&self, hnode: &Hnode<P>, (phys, size, tell): Released) {
         if tell {
             if let Ok(device) = self.device(hnode.device)
                 && let Some(frames) = device.driver.frames()
@@ -508,11 +515,16 @@ impl<P: Platform> Core<P> {
         }
     }
 
-    /// Gives an old frame up after its page left it.
-    pub(crate) fn drop_old(&self, op: &Op<'_, P>) {
+    /// Gives an old frame up after its page left it. `guard` is the lock under which the page becomes idle: whoever sees it idle, to end a quarantine or
+    /// to look what is used, must find its frame settled.
+    pub(crate) fn drop_old(&self, op: &Op<'_, P>, guard: Guard<'_, P>) {
         match &op.old {
             Some((hnode, Some(frame))) if op.unsafe_to_free => hnode.quarantine(*frame),
-            Some((hnode, Some(frame))) => self.free_frame(hnode, *frame),
+            Some((hnode, Some(frame))) => {
+                let released = hnode.release(*frame);
+                drop(guard);
+                self.tell_allocator(hnode, released);
+            }
             // Uncounted when the peer gave it up.
             Some((_, None)) | None => {}
         }

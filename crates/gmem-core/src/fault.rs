@@ -251,8 +251,7 @@ impl<P: Platform> Core<P> {
             Some((hnode, None)) if newcomer => hnode.count_peer_page(op.region.attrs.page_size, true),
             _ => {}
         }
-        drop(guard);
-        self.drop_old(&op);
+        self.drop_old(&op, guard);
         self.wake(op.space, &op.region, op.page, waiters);
     }
 
@@ -271,9 +270,10 @@ impl<P: Platform> Core<P> {
         if let (Some((hnode, Some(frame))), false) = (&op.old, lost_owner) {
             hnode.resettle(*frame, list_of(&entry));
         }
-        drop(guard);
         if lost_owner {
-            self.drop_old(&op);
+            self.drop_old(&op, guard);
+        } else {
+            drop(guard);
         }
         self.wake(op.space, &op.region, op.page, waiters);
     }

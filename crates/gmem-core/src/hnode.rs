@@ -51,6 +51,9 @@ struct Pool {
     granule: u64,         // p  bytes of the largest page that was ever here
 }
 
+/// A frame that was released: where it was, its size, and whether a driver's own allocator is to be told.
+pub(crate) type Released = (PhysAddr, PageSize, bool);
+
 /// A frame and the page it holds.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Victim {
@@ -166,7 +169,7 @@ impl<P: Platform> Hnode<P> {
 
     /// Frees a frame whose shootdown was waited for. Returns where it was, and whether a driver's own allocator is to be told, with a call that has begun: not if the
     /// driver is about to be stopped.
-    pub(crate) fn release(&self, frame: FrameId) -> (PhysAddr, PageSize, bool) {
+    pub(crate) fn release(&self, frame: FrameId) -> Released {
         let mut pool = self.pool.lock();
         pool.frames.move_to(frame, List::Isolated);
         let Frame { number, size, .. } = pool.frames.get(frame);

@@ -1,7 +1,7 @@
 //! Holding pages for a launch, and letting them go.
 //!
 //! A device that cannot replay faults touches exactly what its launches named: a page is mapped there for as long as a launch holds it, and no
-//! longer. The page stays in the device's memory, so that the next launch finds it there.
+//! longer. The page stays in the device's memory, so that the next launch finds it there. (In REPLICATE mode a device sees everything that is mapped at home, replay or not.)
 
 use crate::context::Context;
 use crate::core::Core;
@@ -12,7 +12,7 @@ use crate::space::Space;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use arrayvec::ArrayVec;
-use gmem_hal::{Access, Capabilities, DeviceId, Mode, Platform, Prot, SpaceId, VirtRange};
+use gmem_hal::{Access, DeviceId, OutOfMemory, Platform, Prot, SpaceId, VirtRange};
 
 /// A range that a launch will touch.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -34,7 +34,9 @@ impl<P: Platform> Core<P> {
     /// [`RangeError::Fault`] with [`FaultError::NoDeviceMemory`](gmem_hal::FaultError::NoDeviceMemory) if they do not fit.
     pub fn hold(&self, space: SpaceId, device: Option<DeviceId>, ranges: &[HoldRange]) -> Result<(), RangeError> {
         let (found, context) = self.find(space, device)?;
-        let mut sorted: Vec<HoldRange> = ranges.to_vec();
+        let mut sorted: Vec<HoldRange> = Vec::new();
+        sorted.try_reserve_exact(ranges.len()).map_err(|_| OutOfMemory)?;
+        sorted.extend_from_slice(ranges);
         sorted.sort_by_key(|hold| hold.range.start());
         for (n, hold) in sorted.iter().enumerate() {
             let mut end = hold.range.start();
@@ -95,7 +97,7 @@ impl<P: Platform> Core<P> {
 
     /// Takes the pages of `range` that no launch holds any more from the sight of a device that cannot replay faults, and leaves them in its memory.
     pub(crate) fn close(&self, space: &Arc<Space<P>>, context: &Context<P>, range: VirtRange) {
-        if context.device.driver.info().capabilities.contains(Capabilities::REPLAYABLE) || context.mode != Mode::CoherentExclusive {
+        if context.is_replayable() {
             return;
         }
         let mut batch = Batch::new();
@@ -123,7 +125,12 @@ impl<P: Platform> Core<P> {
 
     /// Lowers what a context may do in `ranges`, with one invalidation. One that does not answer is fenced.
     pub(crate) fn restrict(&self, context: &Context<P>, ranges: &[VirtRange], prot: Prot) {
-        if ranges.is_empty() || context.is_fenced() {
+        if ranges.is_empty() {
+            return;
+        }
+        if context.is_fenced() {
+            // Until a fence that is under way has ended, the device may use what it has.
+            self.fence(context);
             return;
         }
         let (mmu, pmap) = (context.mmu(), context.own_pmap());

@@ -6,7 +6,7 @@ use crate::error::RangeError;
 use crate::space::{Contexts, Inner, REGION_BYTES, Space, TABLE_BYTES};
 use alloc::sync::Arc;
 use gmem_hal::{
-    Backing, ByteLen, DeviceError, Host, Mode, PageSize, Pages, PeerError, Platform, RegionAttrs, SpaceId, VirtAddr, VirtRange,
+    Backing, ByteLen, DeviceError, Host, Mode, PageSize, Pages, PeerError, Platform, Prot, RegionAttrs, SpaceId, VirtAddr, VirtRange,
 };
 
 /// How many ranges are tried when a PEER device uses the addresses for something else.
@@ -24,13 +24,14 @@ pub struct MapRequest {
 }
 
 impl<P: Platform> Core<P> {
-    /// Maps a region of zeros. Every PEER device reserves the same range; if one uses it otherwise, up to [`MAP_TRIES`] ranges are tried. May block.
+    /// Maps a region of zeros. [`Prot::WRITE`] implies [`Prot::READ`]. Every PEER device reserves the same range; if one uses it otherwise, up to [`MAP_TRIES`] ranges are tried. May block.
     ///
     /// # Errors
     /// See [`RangeError`]; nothing was mapped or reserved.
     pub fn map(&self, space: SpaceId, request: &MapRequest) -> Result<VirtRange, RangeError> {
         self.check_enabled().map_err(|_| RangeError::Disabled)?;
         let space = self.space(space).ok_or(RangeError::NoSuchSpace(space))?;
+        let request = &MapRequest { attrs: RegionAttrs { prot: whole(request.attrs.prot), ..request.attrs }, ..*request };
         let size = request.attrs.page_size;
         if request.len.get() == 0 {
             return Err(RangeError::Empty);
@@ -88,6 +89,11 @@ impl<P: Platform> Core<P> {
         }
         Err(RangeError::AddressConflict)
     }
+}
+
+/// No MMU here can allow stores without loads.
+pub(crate) fn whole(prot: Prot) -> Prot {
+    if prot.contains(Prot::WRITE) { Prot::RW } else { prot }
 }
 
 fn candidate<P: Platform>(space: &Space<P>, request: &MapRequest, from: VirtAddr) -> Result<VirtRange, RangeError> {

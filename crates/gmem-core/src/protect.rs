@@ -6,6 +6,7 @@ use crate::entry::State;
 use crate::error::RangeError;
 use crate::execute::Op;
 use crate::hnode::EVICT_BATCH;
+use crate::map::whole;
 use crate::space::{Region, Space};
 use alloc::sync::Arc;
 use arrayvec::ArrayVec;
@@ -21,7 +22,7 @@ impl<P: Platform> Core<P> {
     /// # Errors
     /// [`RangeError::NotMapped`] with the first hole, [`RangeError::Misaligned`]; the host's refusal. Then the old protection is in force everywhere.
     pub fn protect(&self, space: SpaceId, range: VirtRange, prot: Prot) -> Result<(), RangeError> {
-        let prot = if prot.contains(Prot::WRITE) { Prot::RW } else { prot };
+        let prot = whole(prot);
         let space = self.space(space).ok_or(RangeError::NoSuchSpace(space))?;
         let _gate = space.enter_gate("protect").ok_or(RangeError::NoSuchSpace(space.id))?;
         self.check_mapped(&space, range)?;

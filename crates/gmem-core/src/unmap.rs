@@ -11,7 +11,7 @@ use crate::plan::{Owner, Step, Wish, plan};
 use crate::space::{Contexts, REGION_BYTES, Region, Space};
 use alloc::sync::Arc;
 use arrayvec::ArrayVec;
-use gmem_hal::{Host, Platform, SpaceId, VirtAddr, VirtRange, WaitKind};
+use gmem_hal::{FaultError, Host, Platform, SpaceId, VirtAddr, VirtRange, WaitKind};
 
 /// Pages whose devices are about to lose them.
 type Batch<'a, P> = ArrayVec<Op<'a, P>, EVICT_BATCH>;
@@ -119,11 +119,11 @@ impl<P: Platform> Core<P> {
         }
     }
 
-    /// Gives the bytes of the page at `va` up and frees its home, if it lies inside `range`. Returns whether it did: not if the kernel holds the page.
-    pub(crate) fn discard_page(&self, space: &Arc<Space<P>>, range: VirtRange, va: VirtAddr) -> bool {
+    /// Gives the bytes of the page at `va` up and frees its home, if it lies inside `range`. On an error, such as that the kernel holds the page, it is as it was.
+    pub(crate) fn discard_page(&self, space: &Arc<Space<P>>, range: VirtRange, va: VirtAddr) -> Result<(), FaultError> {
         loop {
             let guard = space.lock();
-            let Some(region) = guard.region_at(va).filter(|r| !r.closing && range.contains_range(r.page(va))) else { return true };
+            let Some(region) = guard.region_at(va).filter(|r| !r.closing && range.contains_range(r.page(va))) else { return Ok(()) };
             let (region, page) = (&region, region.page(va).start());
             let entry = guard.entry(region, page);
             if entry.busy || entry.holds > 0 {
@@ -133,7 +133,7 @@ impl<P: Platform> Core<P> {
             }
             if entry.state == State::Unmapped {
                 self.counters.take_transition(entry.state, PageEvent::Discard);
-                return true;
+                return Ok(());
             }
             let (mut op, facts) = self.prepare(space, &guard, region, page, entry, &Touch::home(Cause::Other));
             self.mark_busy(guard, region, page, entry, false);
@@ -141,11 +141,11 @@ impl<P: Platform> Core<P> {
             return match op.run(&plan.steps) {
                 Ok(()) => {
                     self.commit(op, plan.event);
-                    true
+                    Ok(())
                 }
                 Err(failed) => {
                     self.abandon(op, failed.state);
-                    false
+                    Err(failed.error)
                 }
             };
         }
@@ -153,21 +153,24 @@ impl<P: Platform> Core<P> {
 
     /// Cuts the regions in `range` at its ends, which must be page boundaries. Under the gate.
     pub(crate) fn isolate(&self, space: &Space<P>, range: VirtRange) -> Result<(), RangeError> {
-        const CUTS: usize = 2;
-        for end in [range.start(), range.end()] {
+        let ends = [range.start(), range.end()];
+        for end in ends {
             if let Some(region) = space.lock().region_at(end).filter(|r| r.range.start() != end)
                 && !end.is_aligned(region.attrs.page_size)
             {
                 return Err(RangeError::Misaligned(region.attrs.page_size));
             }
         }
-        self.platform.charge(CUTS * REGION_BYTES)?;
-        let made = space.make_room(CUTS, 0).map(|()| {
-            let mut inner = space.lock();
-            usize::from(inner.split(range.start())) + usize::from(inner.split(range.end()))
-        });
-        self.platform.uncharge((CUTS - made.unwrap_or(0)) * REGION_BYTES);
-        made?;
+        // Nobody else cuts regions: the gate is ours. What cuts nothing needs nothing, so that at the limit of memory a whole region can still be unmapped.
+        let cuts = ends.into_iter().filter(|end| space.lock().region_at(*end).is_some_and(|r| r.range.start() != *end)).count();
+        if cuts == 0 {
+            return Ok(());
+        }
+        self.platform.charge(cuts * REGION_BYTES)?;
+        space.make_room(cuts, 0).inspect_err(|_| self.platform.uncharge(cuts * REGION_BYTES))?;
+        let mut inner = space.lock();
+        let made = ends.into_iter().filter(|end| inner.split(*end)).count();
+        assert_eq!(made, cuts, "regions of {} were cut by somebody else", space.id);
         Ok(())
     }
 
@@ -227,7 +230,8 @@ impl<P: Platform> Core<P> {
         let mut let_go = Some(let_go);
         loop {
             let guard = space.lock();
-            let region = guard.region_at(va)?;
+            // Of a region that is being unmapped each page is looked at once: none that was seen idle may become busy again.
+            let region = guard.region_at(va).filter(|r| !r.closing)?;
             let entry = guard.entry(&region, va);
             if entry.busy {
                 match let_go.take() {

@@ -83,7 +83,8 @@ pub trait CopyEngine: Send + Sync {
     /// [`CopyEngine::reaches`] said yes.
     fn copy(&self, dst: PhysAddr, src: PhysAddr, len: ByteLen) -> Result<(), DeviceError>;
 
-    /// Whether this engine can copy directly to and from the memory `hnode` of another device. If not, the core goes by way of the host.
+    /// Whether this engine can copy directly to and from the memory `hnode` of another device. If not, the core goes by way of the host. Asked while a page is
+    /// planned, under a lock of the core: a look at what the driver knows, which takes no lock and calls nobody.
     fn reaches(&self, _hnode: HnodeId) -> bool {
         false
     }
@@ -101,7 +102,7 @@ pub trait Frames: Send + Sync {
 
 /// An accelerator, as its driver presents it.
 pub trait Device: Send + Sync {
-    /// The facts. Called often; must be cheap.
+    /// The facts. Called often, also under locks of the core: a reference to what never changes, and nothing else.
     fn info(&self) -> &DeviceInfo;
 
     /// Called once, before anything else, with the id the core gave and the way to call the core. May block.

@@ -41,7 +41,8 @@ pub enum PeerError {
     Conflict,
     /// `map`: the peer has no memory and found nothing to evict.
     NoMemory,
-    /// `map`: the peer is evicting this very page. The core marks the page willneed, which cancels that eviction.
+    /// `map`: the peer is evicting this very page, and has done with it what was asked besides: it has the access of the request. The core marks the page willneed,
+    /// which cancels that eviction.
     Migrating,
     /// `map`: the page is mapped already. Tolerated of a page that the peer has; one that says this, or [`PeerError::Migrating`], of another page is fenced.
     PageExists,

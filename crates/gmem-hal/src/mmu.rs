@@ -44,6 +44,10 @@ impl Mapping {
 /// waits*. Between the two the device may still use a stale translation; after `Ok` from the second it must not. The core frees a
 /// frame only after that.
 ///
+/// Where another device shares a table ([`crate::Mode::Share`], an equal [`crate::DeviceInfo::mmu_cookie`]), the owner's driver answers for both: its
+/// invalidations, its `pmap_destroy` and its [`crate::Device::fence`] cover every device that uses the table. Drivers that cannot do that must give their devices
+/// cookies of their own.
+///
 /// The driver may assume: ranges are page aligned and inside [`PmapRequest::range`]; calls for one page never overlap in time; calls for different
 /// pages of one pmap may come from several threads at once.
 pub trait Mmu: Send + Sync {

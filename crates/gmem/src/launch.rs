@@ -6,15 +6,18 @@ use crate::runtime::{LinuxCore, Runtime};
 use gmem_core::{HoldRange, RangeError};
 use gmem_hal::{DeviceId, FaultError, LaunchError, SpaceId, Ticket};
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 /// The launches of a device that hold memory, so that one that finds none left can wait for another to end.
 #[derive(Debug, Default)]
 pub(crate) struct Holding {
-    /// How many there are, and how many have ended.
+    /// How many there are or are being made, and how often one ended or could not be made.
     state: Mutex<(usize, u64)>,
     ended: Condvar,
 }
+
+/// How often a launch that met others is tried. Each try ends with one of them, so this is reached only by a program that starts launches faster than they end.
+const MOST_TRIES: usize = 10_000;
 
 /// Memory held for a launch; let go on drop.
 pub(crate) struct Hold {
@@ -32,19 +35,52 @@ impl Hold {
             return Ok(None);
         }
         let holding = device.inner.holding.clone();
-        loop {
-            let (others, ended) = *holding.state.lock().unwrap_or_else(PoisonError::into_inner);
-            match core.hold(space, Some(device.id()), ranges) {
-                Ok(()) => break,
-                Err(RangeError::Fault(_, FaultError::NoDeviceMemory)) if others > 0 => {
-                    let state = holding.state.lock().unwrap_or_else(PoisonError::into_inner);
-                    let _again = holding.ended.wait_while(state, |state| state.1 == ended).unwrap_or_else(PoisonError::into_inner);
-                }
-                Err(e) => return Err(e.into()),
+        let device = device.id();
+        for tries in 0.. {
+            // Counted before it is tried: two that get half of the memory each must know of each other.
+            let (before, then) = holding.begin();
+            let refused = match core.hold(space, Some(device), ranges) {
+                Ok(()) => return Ok(Some(Self { core: core.clone(), space, device, ranges: ranges.to_vec(), holding })),
+                Err(refused) => refused,
+            };
+            let (others, now) = holding.end();
+            let alone = before == 0 && others == 0 && now == then;
+            match refused {
+                RangeError::Fault(_, FaultError::NoDeviceMemory) if !alone && tries < MOST_TRIES => holding.wait(others, now),
+                refused => return Err(refused.into()),
             }
         }
-        holding.state.lock().unwrap_or_else(PoisonError::into_inner).0 += 1;
-        Ok(Some(Self { core: core.clone(), space, device: device.id(), ranges: ranges.to_vec(), holding }))
+        unreachable!("the last try returns")
+    }
+}
+
+impl Holding {
+    fn state(&self) -> MutexGuard<'_, (usize, u64)> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// One more, which may not come to be. Answers how many others there are, and how many have ended.
+    fn begin(&self) -> (usize, u64) {
+        let mut state = self.state();
+        let before = *state;
+        state.0 += 1;
+        before
+    }
+
+    /// One less. Answers how many others there are, and how many had ended before.
+    fn end(&self) -> (usize, u64) {
+        let mut state = self.state();
+        let ended = state.1;
+        *state = (state.0 - 1, ended + 1);
+        self.ended.notify_all();
+        (state.0, ended)
+    }
+
+    /// Waits for one of `others` to end, if there are any; `ended` is what [`Holding::end`] said to the caller.
+    fn wait(&self, others: usize, ended: u64) {
+        if others > 0 {
+            drop(self.ended.wait_while(self.state(), |state| state.1 == ended + 1).unwrap_or_else(PoisonError::into_inner));
+        }
     }
 }
 
@@ -52,9 +88,7 @@ impl Drop for Hold {
     fn drop(&mut self) {
         // The address space lives: the launch belongs to a context of it.
         let _ = self.core.unhold(self.space, Some(self.device), &self.ranges);
-        let mut state = self.holding.state.lock().unwrap_or_else(PoisonError::into_inner);
-        *state = (state.0 - 1, state.1 + 1);
-        self.holding.ended.notify_all();
+        self.holding.end();
     }
 }
 

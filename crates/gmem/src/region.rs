@@ -137,7 +137,8 @@ impl Region {
     /// somebody else's. In the region of a shared file, what was changed is written back first.
     ///
     /// # Errors
-    /// [`Error::Range`] if an end falls inside a page; [`Error::File`] if the file cannot be written. Nothing is unmapped then.
+    /// [`Error::Range`] if an end falls inside a page; [`Error::File`] if the file cannot be written. Nothing is unmapped then. [`Error::Range`] too if there is no memory to cut
+    /// a region: what lies before the cut may be unmapped then.
     pub fn unmap(&self, range: VirtRange) -> Result<(), Error> {
         let _pins = self.check_pins(range)?;
         self.check(range)?;
@@ -148,23 +149,19 @@ impl Region {
         if let Some(file) = &self.file {
             parts.iter().filter_map(|part| part.intersection(range)).try_for_each(|gone| file.write_back(self, gone, true))?;
         }
-        let mut rest = Vec::with_capacity(parts.len() + 1);
-        for part in parts.iter() {
-            match part.intersection(range) {
-                None => rest.push(*part),
-                Some(gone) => {
-                    rest.extend(VirtRange::new(part.start(), gone.start()));
-                    rest.extend(VirtRange::new(gone.end(), part.end()));
-                    self.space.inner.runtime.call(|core| core.unmap(self.space.inner.id, gone))?;
-                }
-            }
+        // Part by part, so that the list says what is mapped also if a later part cannot be unmapped.
+        while let Some(at) = parts.iter().position(|part| part.overlaps(range)) {
+            let part = parts[at];
+            let gone = part.intersection(range).expect("they overlap");
+            self.space.inner.runtime.call(|core| core.unmap(self.space.inner.id, gone))?;
+            let left = [VirtRange::new(part.start(), gone.start()), VirtRange::new(gone.end(), part.end())];
+            parts.splice(at..=at, left.into_iter().flatten());
         }
-        *parts = rest;
         Ok(())
     }
 
     fn parts(&self) -> MutexGuard<'_, Vec<VirtRange>> {
-        // The list is replaced as a whole, so a panic leaves it as it was.
+        // Each change of the list is whole.
         self.parts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

@@ -16,7 +16,7 @@ fn is_limit(error: &Error) -> bool {
         matches!(e, HostError::NoMemory | HostError::TooManyMappings) || matches!(e, HostError::Os(n) if errnos.contains(n))
     };
     match error {
-        Error::Start(_) => true,
+        Error::Start(_) | Error::NoPlace { .. } | Error::Build(accel::BuildError::MoreThanMachine { .. }) => true,
         Error::Space(SpaceError::OutOfMemory(_)) | Error::Range(OutOfMemory(_)) | Error::Attach(AttachError::OutOfMemory(_)) => true,
         Error::Space(SpaceError::Host(e)) | Error::Range(Host(e)) => host(e),
         Error::Attach(AttachError::Device(DeviceError::NoMemory)) | Error::Device(DeviceCallError::Device(DeviceError::NoMemory)) => true,

@@ -146,10 +146,8 @@ impl State {
     /// A page that is there: more access, or more recent.
     fn prepare_present(&mut self, device: &Device, c: &Command, first: u32) -> u32 {
         let page = *self.frames.page(first);
-        match page.stage {
-            Stage::Evicting => return reply::MIGRATING,
-            Stage::Filling | Stage::Detached => return reply::BAD,
-            Stage::Mapped => {}
+        if matches!(page.stage, Stage::Filling | Stage::Detached) {
+            return reply::BAD;
         }
         let prot = page.prot | c.prot & 3;
         if prot != page.prot {
@@ -158,6 +156,10 @@ impl State {
                 return result;
             }
             self.frames.page(first).prot = prot;
+        }
+        if page.stage == Stage::Evicting {
+            // The eviction is about to be refused, and then the page is what was asked for.
+            return reply::MIGRATING;
         }
         if c.prot & MARK != 0 {
             self.frames.link(first);

@@ -73,9 +73,12 @@ fn crash(signal: c_int, code: c_int, absent: bool, address: u64) -> Crash {
 
 /// Lets the default action end the process: the fault is a defect of the device itself, or the kernel aborts.
 fn give_up(signal: c_int) {
-    // SAFETY: restoring a default action is always valid; the faulting instruction runs again when we return, and ends the process; `abort` raises
-    // its signal again.
-    unsafe { libc::signal(signal, libc::SIG_DFL) };
+    // SAFETY: restoring a default action is always valid, and so is raising a signal. It is blocked until the handler returns, and ends the process then: one that
+    // somebody sent would not come again by itself, as one that an access caused does.
+    unsafe {
+        libc::signal(signal, libc::SIG_DFL);
+        libc::raise(signal);
+    }
 }
 
 /// Whether the access that faulted was a store.

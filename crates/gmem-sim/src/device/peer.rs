@@ -169,9 +169,6 @@ impl SimDevice {
     /// A `map` of a page that is there: it becomes recent, and gets more access if asked.
     fn map_again(&self, request: &PeerMap, page: Page) -> Result<(), PeerError> {
         let range = page_range(request.va, request.len);
-        if page.evicting {
-            return Err(PeerError::Migrating);
-        }
         let mut contexts = lock(&self.contexts);
         let mut peer = lock(&self.peer);
         let used = peer.tick();
@@ -179,6 +176,9 @@ impl SimDevice {
         let now = contexts.translation(request.pmap, request.va).map_or(Prot::empty(), |(_, prot)| prot);
         if request.prot != now && request.prot.contains(now) {
             contexts.protect(&mut lock(&self.is.sim.index), request.pmap, range, request.prot);
+        }
+        if page.evicting {
+            return Err(PeerError::Migrating);
         }
         // Both answers are allowed: let the seed say which, that nobody relies on one.
         if contexts.rng.coin() { Ok(()) } else { Err(PeerError::PageExists) }
