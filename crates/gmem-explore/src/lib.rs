@@ -22,6 +22,7 @@ pub mod campaign;
 mod check;
 pub mod defects;
 mod find;
+mod judged;
 mod perform;
 mod plug;
 mod refusal;
@@ -30,6 +31,7 @@ mod world;
 pub mod worlds;
 
 pub use find::{Hunt, seeds, text};
+pub use judged::{Judged, Point};
 pub use refusal::{Refuse, outcome};
 pub use world::{CoreWorld, Member, injected};
 pub use worlds::Kind;

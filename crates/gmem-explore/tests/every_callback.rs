@@ -6,22 +6,14 @@
 //! simulated memory of these devices outlives them.
 
 use gmem_explore::worlds::{BACKINGS, Kind, MIXED, POOLS, REPLICAS, STANDARD};
-use gmem_explore::{CoreWorld, injected, scripts, text};
-use gmem_hal::{DeviceError, Mode, PeerError};
-use gmem_sim::random::{Generator, Model, Op, Outcome, PageRun, Tolerance, Weights, World, explore};
+use gmem_explore::{Judged, Point, injected, scripts, text};
+use gmem_hal::{DeviceError, Mode};
+use gmem_sim::random::{Generator, Op, Outcome, Tolerance, Weights, explore};
 use gmem_sim::{Callback, Injected, Sim};
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
-
-/// One call that fails.
-#[derive(Clone, Copy, Debug)]
-struct Point {
-    callback: Callback,
-    n: u64,
-    error: Injected,
-}
 
 /// What is done to which kind of world.
 struct Script {
@@ -30,83 +22,14 @@ struct Script {
     ops: Vec<Op>,
 }
 
-fn is(error: Injected, wanted: DeviceError) -> bool {
-    error == Injected::Device(wanted) || error == Injected::Peer(PeerError::Device(wanted))
-}
-
-/// Whether the device goes on as if nothing had happened: a grant that was refused is undone. One that was not answered may have been carried out, so its context
-/// is fenced, as after a revoke that was not answered.
-fn leaves_it_working(point: &Point) -> bool {
-    !is(point.error, DeviceError::NoAnswer) && !is(point.error, DeviceError::Dead) && point.callback != Callback::Fence
-}
-
-struct Run {
-    world: CoreWorld,
-    model: Model,
-}
-
-impl Run {
-    fn step(&mut self, op: &Op, failures: bool) -> Result<(), String> {
-        let before = injected(&self.world.sim);
-        let outcome = self.world.apply(op);
-        let hit = injected(&self.world.sim) != before;
-        let tolerance = Tolerance { failures: failures || hit };
-        let judged = self.model.judge(op, &outcome, tolerance).and_then(|()| self.world.verify());
-        let judged = if hit { judged.and_then(|()| self.world.check_tables()) } else { judged };
-        judged.map_err(|why| format!("{op:?}: {why} ({outcome:?})"))
-    }
-
-    /// Everything that can be repaired is, and then all must work and every byte be there.
-    fn recover(&mut self) -> Result<(), String> {
-        self.world.sim.clear_failures();
-        for member in self.world.members.iter().filter(|member| member.device().is_dead()) {
-            member.device().report_lost();
-            member.device().revive();
-        }
-        let shape = self.model.shape().clone();
-        for (space, size) in shape.spaces.iter().enumerate() {
-            for page in 0..size.pages {
-                let one = PageRun { space, first: page, count: 1 };
-                while self.model.is_pinned(&one) {
-                    self.step(&Op::Unpin(one), false)?;
-                }
-            }
-        }
-        // Those who share a table go before the one whose it is.
-        for share in [true, false] {
-            self.each_context(|run, space, device, mode| match mode {
-                Some(mode) if (mode == Mode::Share) == share => run.step(&Op::Detach(space, device), false),
-                _ => Ok(()),
-            })?;
-        }
-        self.each_context(|run, space, device, _| {
-            run.step(&Op::Attach { space, device, mode: shape.devices[device][0], activate: true }, false)
-        })?;
-        for op in self.model.sweep() {
-            self.step(&op, false)?;
-        }
-        Ok(())
-    }
-
-    fn each_context(&mut self, mut f: impl FnMut(&mut Self, usize, usize, Option<Mode>) -> Result<(), String>) -> Result<(), String> {
-        for space in 0..self.model.shape().spaces.len() {
-            for device in 0..self.model.shape().devices.len() {
-                f(self, space, device, self.model.attached(space, device))?;
-            }
-        }
-        Ok(())
-    }
-}
-
 /// Runs a script with these failures. Answers how many of them came, and how often each callback was called.
 fn run(script: &Script, points: &[Point]) -> Result<(usize, BTreeMap<Callback, u64>), String> {
     let sim = Sim::new(script.seed);
     for point in points {
         sim.fail_nth(point.callback, point.n, point.error);
     }
-    let world = script.kind.make(&sim);
-    let mut run = Run { world, model: Model::new(script.kind.shape()) };
-    let breaks = points.iter().any(|point| !leaves_it_working(point));
+    let mut run = Judged::new(script.kind.make(&sim));
+    let breaks = points.iter().any(|point| !point.leaves_it_working());
     for (at, op) in script.ops.iter().enumerate() {
         let broken = breaks && injected(&sim) > 0;
         run.step(op, broken).map_err(|why| format!("operation {at}, {why}"))?;
@@ -127,7 +50,7 @@ fn points(calls: &BTreeMap<Callback, u64>) -> Vec<Vec<Point>> {
                 let point = Point { callback, n, error };
                 all.push(vec![point]);
                 // Only after a failed revoke is a context stopped by force.
-                if !leaves_it_working(&point) && is(error, DeviceError::NoAnswer) {
+                if point.answers(DeviceError::NoAnswer) {
                     for &error in Callback::Fence.errors() {
                         all.push(vec![point, Point { callback: Callback::Fence, n: 1, error }]);
                     }
@@ -237,7 +160,7 @@ fn in_random_operations_on_both_backings() {
 #[test]
 fn a_refusal_without_a_reason_is_noticed() {
     // An operation after the one that was hit may not be refused for it.
-    let mut run = Run { world: STANDARD.make(&Sim::new(1)), model: Model::new(STANDARD.shape()) };
+    let mut run = Judged::new(STANDARD.make(&Sim::new(1)));
     let attach = Op::Attach { space: 0, device: 0, mode: Mode::CoherentExclusive, activate: true };
     run.world.sim.fail_nth(Callback::PmapCreate, 1, Injected::Device(DeviceError::NoMemory));
     run.step(&attach, false).expect("this refusal has a reason");
