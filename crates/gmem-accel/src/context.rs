@@ -236,7 +236,12 @@ impl Context {
         let result = (slot.result.load(Ordering::Relaxed), slot.value.load(Ordering::Relaxed));
         let honest = slot.state.load(Ordering::Acquire) == command::DONE;
         self.held[index as usize % RING].store(false, Ordering::Release);
-        if honest { Ok(result) } else { Err(self.no_answer()) }
+        if !honest {
+            // It says that the command is done, and has not done it: it could still begin, so nothing but the end of the process is sure.
+            self.kill.store(true, Ordering::SeqCst);
+            return Err(self.no_answer());
+        }
+        Ok(result)
     }
 
     /// A [`Context::call`] whose only results are success and the errors of a mapping.
