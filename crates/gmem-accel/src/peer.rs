@@ -10,7 +10,7 @@ use crate::machine::Machine;
 use crate::pagemap::PageMap;
 use crate::wait::{Deadline, Lock};
 use gmem_hal::{
-    ByteLen, CopyEngine, DeviceError, EvictOutcome, Peer, PeerError, PeerMap, PeerUnmap, PhysAddr, PmapId, Prot, VirtAddr, VirtRange,
+    ByteLen, CopyEngine, DeviceError, EvictOutcome, PageSize, Peer, PeerError, PeerMap, PeerUnmap, PhysAddr, PmapId, Prot, VirtAddr, VirtRange,
 };
 use std::cell::UnsafeCell;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -209,7 +209,8 @@ impl Machine {
         }
         let (va, shift) = (VirtAddr::new(victim & !0xfff), victim & 0xfff);
         let range = VirtRange::from_len(va, ByteLen(1u64.checked_shl(shift as u32).unwrap_or(0)));
-        let range = range.filter(|r| context.facts.window.contains_range(*r)).ok_or(DeviceError::BadRequest)?;
+        let pages = |r: &VirtRange| r.is_aligned(PageSize::Size4K) && context.facts.window.contains_range(*r);
+        let range = range.filter(pages).ok_or(DeviceError::BadRequest)?;
         if context.evictor.ask(context, range) != EvictOutcome::Evicted {
             // Another page next time; if there is none, this one again.
             context.call(&Command::on(op::SPARE, range))?;
