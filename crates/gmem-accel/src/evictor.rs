@@ -26,6 +26,15 @@ struct Wish {
     len: AtomicU64,
 }
 
+impl Wish {
+    fn is_posted(&self) -> bool {
+        self.state.load(Ordering::SeqCst) == POSTED
+    }
+}
+
+/// Who evicts: the glue's way to the core.
+pub(crate) type Evict = dyn Fn(PmapId, VirtRange) -> EvictOutcome + Send + Sync;
+
 /// The wishes of one context.
 #[derive(Default)]
 pub(crate) struct Evictor {
@@ -57,24 +66,28 @@ impl Evictor {
     }
 
     /// The thread's life: until the process is gone.
-    pub(crate) fn serve(&self, context: &Context, evict: &(dyn Fn(PmapId, VirtRange) -> EvictOutcome + Send + Sync)) {
-        let posted = |w: &&Wish| w.state.load(Ordering::SeqCst) == POSTED;
+    pub(crate) fn serve(&self, context: &Context, evict: &Evict) {
         let mut patience = Patience::new(Duration::from_micros(20));
         loop {
-            Bell(&self.bell).wait(&mut patience, Deadline::NEVER, || context.is_dead() || self.wishes.iter().any(|w| posted(&w)));
+            Bell(&self.bell).wait(&mut patience, Deadline::NEVER, || context.is_dead() || self.wishes.iter().any(Wish::is_posted));
             if context.is_dead() {
                 return;
             }
-            for wish in self.wishes.iter().filter(posted) {
-                let (va, len) = (wish.va.load(Ordering::Relaxed), wish.len.load(Ordering::Relaxed));
-                let outcome = match VirtRange::from_len(VirtAddr::new(va), ByteLen(len)).map(|range| evict(context.facts.pmap, range)) {
-                    Some(EvictOutcome::Evicted) => OUTCOME,
-                    Some(EvictOutcome::Refused) | None => OUTCOME + 1,
-                    Some(EvictOutcome::NotThere) => OUTCOME + 2,
-                };
-                wish.state.store(outcome, Ordering::SeqCst);
-                Bell(&wish.bell).ring();
-            }
+            self.serve_posted(context, evict);
+        }
+    }
+
+    /// Fulfils the wishes there are.
+    pub(crate) fn serve_posted(&self, context: &Context, evict: &Evict) {
+        for wish in self.wishes.iter().filter(|wish| wish.is_posted()) {
+            let (va, len) = (wish.va.load(Ordering::Relaxed), wish.len.load(Ordering::Relaxed));
+            let outcome = match VirtRange::from_len(VirtAddr::new(va), ByteLen(len)).map(|range| evict(context.facts.pmap, range)) {
+                Some(EvictOutcome::Evicted) => OUTCOME,
+                Some(EvictOutcome::Refused) | None => OUTCOME + 1,
+                Some(EvictOutcome::NotThere) => OUTCOME + 2,
+            };
+            wish.state.store(outcome, Ordering::SeqCst);
+            Bell(&wish.bell).ring();
         }
     }
 

@@ -41,18 +41,26 @@ pub(crate) type Resolve = dyn Fn(&Context, VirtAddr, Access) -> Result<(), Fault
 ///
 /// The bell of worker `first` is this thread's: [`bell_of`] tells the device which one to ring.
 pub(crate) fn serve(context: &Arc<Context>, first: usize, resolve: &Resolve) {
-    let step = threads(context.facts.workers);
-    let mine = || (first..context.facts.workers).step_by(step);
-    let posted = |worker: &usize| context.shm.fault(*worker).state.load(Ordering::SeqCst) == fault::POSTED;
     let mut patience = Patience::for_bursts(PATIENCE);
     loop {
         let bell = Bell(context.shm.fault(first).host_bell);
-        bell.wait(&mut patience, Deadline::NEVER, || context.is_dead() || mine().any(|w| posted(&w)));
+        bell.wait(&mut patience, Deadline::NEVER, || context.is_dead() || posted(context, first).next().is_some());
         if context.is_dead() {
             return;
         }
-        mine().filter(posted).for_each(|worker| answer(context, worker, resolve));
+        serve_posted(context, first, resolve);
     }
+}
+
+/// Serves the faults that these workers have posted.
+pub(crate) fn serve_posted(context: &Arc<Context>, first: usize, resolve: &Resolve) {
+    posted(context, first).for_each(|worker| answer(context, worker, resolve));
+}
+
+/// Those of the workers `first`, `first + step`, ... that have posted a fault.
+fn posted(context: &Context, first: usize) -> impl Iterator<Item = usize> {
+    let workers = (first..context.facts.workers).step_by(threads(context.facts.workers));
+    workers.filter(|worker| context.shm.fault(*worker).state.load(Ordering::SeqCst) == fault::POSTED)
 }
 
 /// The worker whose `host_bell` is rung for a fault of `worker`.

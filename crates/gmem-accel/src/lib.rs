@@ -25,6 +25,9 @@ mod discrete;
 mod dram;
 mod evictor;
 mod faults;
+#[doc(hidden)]
+#[cfg(all(any(test, feature = "fuzzing"), not(loom)))]
+pub mod fuzzing;
 mod glue;
 mod integrated;
 mod keeper;

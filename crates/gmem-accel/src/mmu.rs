@@ -154,21 +154,27 @@ impl Machine {
         };
         let facts = Facts { pmap, window: request.range, host: request.host, workers: spec.cores, limit: spec.limit, pid: 0 };
         let context = on.keeper.create(facts, config)?;
+        match self.settle(&context) {
+            Ok(()) => Ok(context),
+            Err(e) => {
+                context.expected.store(true, Ordering::SeqCst);
+                on.keeper.kill(&context);
+                context.wait_dead(spec.limit);
+                Err(e)
+            }
+        }
+    }
+
+    /// Waits until a process says that it is ready, and tells it what it must know. `BadRequest` if the window's addresses are in use in it.
+    pub(crate) fn settle(&self, context: &Context) -> Result<(), DeviceError> {
         let state = || context.shm.ready().load(Ordering::SeqCst);
         let decided = || state() != ready::STARTING || context.is_dead();
-        Bell(context.shm.ready_bell()).wait(&mut Patience::new(Duration::ZERO), Deadline::after(spec.limit), decided);
-        let error = match state() {
-            ready::READY if !context.is_dead() => match self.occupy(&context) {
-                Ok(()) => return Ok(context),
-                Err(e) => e,
-            },
-            ready::RANGE_TAKEN => DeviceError::BadRequest,
-            ready::STARTING if !context.is_dead() => DeviceError::NoAnswer,
-            _ => DeviceError::NoMemory,
-        };
-        context.expected.store(true, Ordering::SeqCst);
-        on.keeper.kill(&context);
-        context.wait_dead(spec.limit);
-        Err(error)
+        Bell(context.shm.ready_bell()).wait(&mut Patience::new(Duration::ZERO), Deadline::after(self.spec.limit), decided);
+        match state() {
+            ready::READY if !context.is_dead() => self.occupy(context),
+            ready::RANGE_TAKEN => Err(DeviceError::BadRequest),
+            ready::STARTING if !context.is_dead() => Err(DeviceError::NoAnswer),
+            _ => Err(DeviceError::NoMemory),
+        }
     }
 }

@@ -10,7 +10,8 @@ use crate::machine::Machine;
 use crate::pagemap::PageMap;
 use crate::wait::{Deadline, Lock};
 use gmem_hal::{
-    ByteLen, CopyEngine, DeviceError, EvictOutcome, PageSize, Peer, PeerError, PeerMap, PeerUnmap, PhysAddr, PmapId, Prot, VirtAddr, VirtRange,
+    ByteLen, CopyEngine, DeviceError, EvictOutcome, PageSize, Peer, PeerError, PeerMap, PeerUnmap, PhysAddr, PmapId, Prot, VirtAddr,
+    VirtRange,
 };
 use std::cell::UnsafeCell;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -40,14 +41,14 @@ impl Pool {
     }
 
     /// Takes one free block for `pmap`. Returns offset and length in bytes; the last block may be short. Async-signal-safe.
-    fn take(&self, pmap: PmapId) -> Option<(u64, u64)> {
+    pub(crate) fn take(&self, pmap: PmapId) -> Option<(u64, u64)> {
         let free = |owner: &AtomicU64| owner.compare_exchange(0, pmap.0, Ordering::AcqRel, Ordering::Relaxed).is_ok();
         let offset = self.owners.iter().position(free)? as u64 * BLOCK;
         Some((offset, BLOCK.min(self.len - offset)))
     }
 
     /// Whether all of `[offset, offset + len)` belongs to `pmap`.
-    fn owns(&self, pmap: PmapId, offset: u64, len: u64) -> bool {
+    pub(crate) fn owns(&self, pmap: PmapId, offset: u64, len: u64) -> bool {
         let Some(end) = offset.checked_add(len).filter(|end| *end <= self.len && len > 0) else { return false };
         let blocks = (offset / BLOCK) as usize..end.div_ceil(BLOCK) as usize;
         self.owners[blocks].iter().all(|owner| owner.load(Ordering::Acquire) == pmap.0)
@@ -78,7 +79,7 @@ impl Mirror {
         Some(Self { lock: Lock::default(), map: UnsafeCell::new(PageMap::new((len / 4096) as usize)?) })
     }
 
-    fn with<T>(&self, f: impl FnOnce(&mut PageMap) -> T) -> T {
+    pub(crate) fn with<T>(&self, f: impl FnOnce(&mut PageMap) -> T) -> T {
         let _held = self.lock.lock();
         // SAFETY: the lock is held, and no `f` in this file comes back here.
         f(unsafe { &mut *self.map.get() })

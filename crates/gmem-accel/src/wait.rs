@@ -14,6 +14,10 @@ pub(crate) fn now_ns() -> u64 {
     if cfg!(loom) {
         return 0;
     }
+    #[cfg(all(any(test, feature = "fuzzing"), not(loom)))]
+    if let Some(now) = crate::fuzzing::now_ns() {
+        return now;
+    }
     let t = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
     t.tv_sec as u64 * 1_000_000_000 + t.tv_nsec as u64
 }

@@ -2,7 +2,7 @@
 
 use crate::{CoreWorld, injected};
 use gmem_hal::{DeviceError, Mode, PeerError};
-use gmem_sim::random::{Model, Op, PageRun, Tolerance, World};
+use gmem_sim::random::{Model, Op, Outcome, PageRun, Tolerance, World};
 use gmem_sim::{Callback, Injected};
 
 /// One call that fails.
@@ -52,7 +52,11 @@ impl Judged {
         let tolerance = Tolerance { failures: failures || hit };
         let judged = self.model.judge(op, &outcome, tolerance).and_then(|()| self.world.verify());
         let judged = if hit { judged.and_then(|()| self.world.check_tables()) } else { judged };
-        judged.map_err(|why| format!("{op:?}: {why} ({outcome:?})"))
+        judged.map_err(|why| match outcome {
+            // A whole page, perhaps; what is wrong with it has been said.
+            Outcome::Loaded(_) => format!("{op:?}: {why}"),
+            _ => format!("{op:?}: {why} ({outcome:?})"),
+        })
     }
 
     /// Everything that can be repaired is, and then all must work and every byte be there.

@@ -7,6 +7,8 @@
 //! is gone. Commands are carried out by whichever thread is awake: a worker that waits for the answer to its fault, or else the command thread.
 
 mod ask;
+#[cfg(all(any(test, feature = "fuzzing"), not(loom)))]
+mod board;
 mod crew;
 mod entry;
 mod frames;
@@ -16,6 +18,8 @@ mod signal;
 mod window;
 mod worker;
 
+#[cfg(all(any(test, feature = "fuzzing"), not(loom)))]
+pub(crate) use board::Board;
 pub(crate) use entry::{ENV, FIRST_FD, linked};
 pub(crate) use peer::MARK;
 pub(crate) use ring::{op, reply};
