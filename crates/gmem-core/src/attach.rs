@@ -150,7 +150,8 @@ impl<P: Platform> Core<P> {
         Some(ContextInfo { mode: context.mode, pmap: context.pmap(), fenced: context.is_fenced() })
     }
 
-    /// Detaches a device from an address space: brings its pages home, destroys its page table. Waits for launches that hold pages. May block.
+    /// Detaches a device from an address space: brings its pages home, destroys its page table. Waits for launches that hold pages; one in
+    /// REPLICATE mode, where nothing is held, ends with an error. May block.
     ///
     /// # Errors
     /// [`DetachError::DataStranded`] if a page cannot be copied home: the context then stays, fenced or not as it was.

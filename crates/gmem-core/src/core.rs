@@ -18,8 +18,8 @@ use gmem_hal::{ByteLen, DeviceId, HnodeId, Platform, SpaceId, VirtAddr};
 /// All state and policy of gmem.
 ///
 /// Every method may be called from any thread. Methods that say "may block" wait for pages that other operations have busy, for device callbacks
-/// and for copies; all of those are bounded. None of them may be called by a thread that could be interrupted by a signal handler which touches managed
-/// memory: gmem's own threads have all signals blocked.
+/// and for copies, all of which are bounded; and, where they say so, for launches that hold pages, which last as long as they last. None of them may be
+/// called by a thread that could be interrupted by a signal handler which touches managed memory: gmem's own threads have all signals blocked.
 pub struct Core<P: Platform> {
     pub(crate) platform: P,
     enabled: AtomicBool,

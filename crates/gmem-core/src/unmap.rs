@@ -59,8 +59,8 @@ impl<P: Platform> Core<P> {
         let (freed, table) = space.lock().remove(region.range.start());
         drop(table);
         self.platform.uncharge(freed);
-        // Whoever parked for a page of it finds nothing now.
-        self.wake(space, &region, region.range, true);
+        // Threads that wait in the host for a page of it are told to look again; in the core nobody can, as each page was seen idle after the region was closed.
+        self.platform.host().wake(&space.host, &region.pages(region.range));
     }
 
     /// Takes a whole range from every replica at once; pages that are not theirs are absent there, which is no error.
