@@ -7,7 +7,7 @@ use gmem_conformance::litmus::{Campaign, TESTS, Trouble, run};
 use std::time::Duration;
 
 /// How long a round may take before the command says who waits for what and gives up.
-const LIMIT: Duration = Duration::from_secs(120);
+const LIMIT: Duration = Duration::from_secs(30);
 
 /// The names of the tests, for the parser of the command line.
 pub(crate) fn names() -> Vec<&'static str> {

@@ -241,10 +241,19 @@ fn managed(needs: &Needs, page: PageSize, machine: &Machine) -> Result<u64, Fail
     }
 }
 
+/// A size to be typed in again: in the largest unit that divides it, and never rounded.
+fn exact(bytes: u64) -> String {
+    let units = [("TiB", 1u64 << 40), ("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)];
+    match units.into_iter().find(|(_, unit)| bytes > 0 && bytes.is_multiple_of(*unit)) {
+        Some((name, unit)) => format!("{} {name}", bytes / unit),
+        None => format!("{bytes} B"),
+    }
+}
+
 fn device_memory(device: DeviceKind, asked: Option<u64>, default: u64, page: PageSize, machine: &Machine) -> Result<u64, Failure> {
     let bytes = asked.unwrap_or(default);
-    let refuse = |found: String| Err(Failure::Usage(format!("--device-memory {}: {found}", ByteLen(bytes))));
-    let multiple = |bytes: u64| ByteLen(bytes.max(page.bytes()) & !(page.bytes() - 1));
+    let refuse = |found: String| Err(Failure::Usage(format!("--device-memory {}: {found}", exact(bytes))));
+    let multiple = |bytes: u64| exact(bytes.max(page.bytes()) & !(page.bytes() - 1));
     if bytes == 0 {
         return refuse(format!("a device needs memory; the least is one page, {page}"));
     }
@@ -293,7 +302,13 @@ mod tests {
 
     #[test]
     fn impossible_sizes_are_usage_errors_that_name_what_would_work() {
-        for (bytes, words) in [(0, "one page"), (4096, "smaller than one page"), (3 << 20, "2 MiB would be"), (16 << 30, "at most 8 GiB")] {
+        for (bytes, words) in [
+            (0, "one page"),
+            (4096, "smaller than one page"),
+            (3 << 20, "2 MiB would be"),
+            (5_000_000, "5000000 B: not a multiple"),
+            (16 << 30, "at most 8 GiB"),
+        ] {
             match resolve(&Common { device_memory: Some(bytes), ..Default::default() }) {
                 Err(Failure::Usage(message)) => assert!(message.contains(words), "{message}"),
                 other => panic!("{bytes}: {other:?}"),

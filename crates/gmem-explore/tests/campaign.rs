@@ -34,7 +34,7 @@ fn a_run_can_be_done_again_from_what_was_done() {
 fn a_campaign_covers_every_row() {
     let mut all = Coverage::default();
     // Most rows are covered after a few seeds; a wake-up at the one right moment takes more.
-    for seed in 0..30 {
+    for seed in 0..200 {
         let ended = Campaign { seed, steps: 40_000, ..Campaign::new(0) }.run();
         ended.expect_clean();
         all.add(&ended.coverage);

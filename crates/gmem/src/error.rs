@@ -42,6 +42,8 @@ pub enum Error {
     NoCompute,
     /// The length in bytes overflows, or is zero.
     Length,
+    /// A vector needs a region that may be read and written.
+    VectorProt,
     /// The CPU does not see this address space: a vector in it would be somebody else's memory.
     DevicesOnly,
     /// The memory is pinned for the kernel's I/O: drop the pin first.
@@ -71,6 +73,7 @@ impl fmt::Display for Error {
             Self::Launch(e) => write!(f, "the launch failed: {e}"),
             Self::Fenced => f.write_str("the device was stopped after a failure: detach it and attach again"),
             Self::NoCompute => f.write_str("this device offers no way to run kernels"),
+            Self::VectorProt => f.write_str("a vector needs a region that may be read and written: leave `prot` out, or map a region"),
             Self::DevicesOnly => f.write_str("the CPU does not see this address space: map a region and use its addresses on devices"),
             Self::PinnedForIo => f.write_str("the memory is pinned for the kernel's I/O: drop the pin first"),
             Self::File(e) => e.fmt(f),

@@ -257,12 +257,14 @@ impl RegionBuilder {
     /// A vector of `len` zeroed elements in such a region. The region must be readable and writable.
     ///
     /// # Errors
-    /// [`Error::Range`], [`Error::Length`]; [`Error::DevicesOnly`] in an address space that the CPU does not see, where something else may lie at these addresses.
-    pub fn vec<T: Pod>(mut self, len: usize) -> Result<UnifiedVec<T>, Error> {
+    /// [`Error::Range`], [`Error::Length`]; [`Error::VectorProt`] with another protection; [`Error::DevicesOnly`] in an address space that the CPU does not see, where something else may lie at these addresses.
+    pub fn vec<T: Pod>(self, len: usize) -> Result<UnifiedVec<T>, Error> {
         if !self.space.inner.cpu_visible {
             return Err(Error::DevicesOnly);
         }
-        self.attrs.prot = Prot::RW;
+        if !self.attrs.prot.contains(Prot::RW) {
+            return Err(Error::VectorProt);
+        }
         let bytes = len.checked_mul(size_of::<T>()).ok_or(Error::Length)?;
         UnifiedVec::new(self.map(bytes as u64)?, len)
     }

@@ -19,6 +19,15 @@ fn a_vector_needs_an_address_space_that_the_cpu_sees() {
     assert!(matches!(refused, Err(Error::DevicesOnly)), "{refused:?}");
 }
 
+#[test]
+fn a_vector_is_never_in_a_region_that_may_not_be_written() {
+    let space = Gmem::new().unwrap().address_space().create().unwrap();
+    for prot in [gmem::Prot::READ, gmem::Prot::empty()] {
+        let refused = space.region().prot(prot).vec::<u64>(10);
+        assert!(matches!(refused, Err(Error::VectorProt)), "{refused:?}");
+    }
+}
+
 /// A device whose launches hold what they name, and one page of memory to name.
 fn holding(memory: u64) -> (gmem::AddressSpace, gmem::Context) {
     let gmem = Gmem::new().unwrap();
