@@ -36,7 +36,8 @@ impl Hold {
         }
         let holding = device.inner.holding.clone();
         let device = device.id();
-        for tries in 0.. {
+        let mut tries = 0;
+        loop {
             // Counted before it is tried: two that get half of the memory each must know of each other.
             let (before, then) = holding.begin();
             let refused = match core.hold(space, Some(device), ranges) {
@@ -46,11 +47,13 @@ impl Hold {
             let (others, now) = holding.end();
             let alone = before == 0 && others == 0 && now == then;
             match refused {
-                RangeError::Fault(_, FaultError::NoDeviceMemory) if !alone && tries < MOST_TRIES => holding.wait(others, now),
+                RangeError::Fault(_, FaultError::NoDeviceMemory) if !alone && tries < MOST_TRIES => {
+                    tries += 1;
+                    holding.wait(others, now);
+                }
                 refused => return Err(refused.into()),
             }
         }
-        unreachable!("the last try returns")
     }
 }
 
