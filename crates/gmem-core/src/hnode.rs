@@ -338,8 +338,8 @@ impl<P: Platform> Hnode<P> {
     /// Bytes to evict so that the background eviction can stop: nothing while more than the low watermark is free.
     pub(crate) fn shortage(&self, started: bool) -> u64 {
         let pool = self.pool.lock();
-        // In whole pages: a device of a few pages has no watermark, or it could never be used fully.
-        let low = (self.range.len().get() / WATERMARK_DIVISOR) & !(pool.granule - 1);
+        // Of what may be used, in whole pages: a pool of a few pages has no watermark, or it could never be used fully.
+        let low = (pool.limit / WATERMARK_DIVISOR) & !(pool.granule - 1);
         let free = pool.limit.saturating_sub(pool.used + pool.quarantined);
         let target = if started { 2 * low } else { low };
         if free < target { 2 * low - free } else { 0 }

@@ -33,6 +33,7 @@ pub mod worlds;
 
 pub use find::{Hunt, seeds, text};
 pub use judged::{Judged, Point};
+pub use perform::Touched;
 pub use refusal::{Refuse, outcome};
 pub use world::{CoreWorld, Member, injected};
 pub use worlds::Kind;

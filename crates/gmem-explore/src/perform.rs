@@ -8,6 +8,17 @@ use gmem_sim::SimDevice;
 use gmem_sim::random::{self, Op, Outcome, PageRun, Refusal, Spot};
 use std::sync::Arc;
 
+/// What an operation did to memory.
+#[derive(Clone, Copy, Debug)]
+pub enum Touched<'a> {
+    /// These bytes were loaded.
+    Loaded(Spot, &'a [u8]),
+    /// This was stored.
+    Stored(Spot, u8),
+    /// This was stored by a context that the core gave up meanwhile: it may have gone to memory that is quarantined, and is refused.
+    Astray(Spot, u8),
+}
+
 enum Table {
     None,
     GivenUp,
@@ -23,14 +34,13 @@ fn unless_given_up(device: &SimDevice, pmap: PmapId) -> Result<(), FaultError> {
 impl CoreWorld {
     /// Does one operation, and then the background eviction that the core asked for; several threads of control may at once.
     pub fn perform(&self, op: &Op) -> Outcome {
-        let outcome = self.act(op, &mut |_, _, _| {});
+        let outcome = self.act(op, &mut |_| {});
         self.background();
         outcome
     }
 
-    /// Does one operation. `stored` is called at the moment a store was made, before anybody else can touch it; bytes loaded are what they are when this returns. It is
-    /// told whether the store counts: what a context does that the core gave up meanwhile may have gone to memory that is quarantined, and is refused.
-    pub fn act(&self, op: &Op, stored: &mut dyn FnMut(&Spot, u8, bool)) -> Outcome {
+    /// Does one operation. `touched` is called at the moment a store or a load was made, before anybody else can touch those bytes.
+    pub fn act(&self, op: &Op, touched: &mut dyn FnMut(Touched<'_>)) -> Outcome {
         let core = &self.core;
         let space = |run: &PageRun| self.spaces[run.space];
         let range = |run: &PageRun| self.shape.range(run);
@@ -41,9 +51,10 @@ impl CoreWorld {
             Op::Protect(run, prot) => outcome(core.protect(space(&run), range(&run), prot)),
             // The address may be another space's, which is what the CPU would touch.
             Op::CpuRead(spot) | Op::CpuWrite(spot, _) if !self.shape.spaces[spot.space].cpu_visible => Outcome::Refused(Refusal::Invalid),
-            Op::CpuRead(_) | Op::DevRead(..) => self.load(*op),
-            Op::CpuWrite(spot, fill) => self.store(None, &spot, fill, stored),
-            Op::DevWrite(device, spot, fill) => self.store(Some(device), &spot, fill, stored),
+            Op::CpuRead(_) => self.load(*op, touched),
+            Op::DevRead(device, spot) => self.named(device, &spot, Access::Read, || self.load(*op, touched)),
+            Op::CpuWrite(spot, fill) => self.store(None, &spot, fill, touched),
+            Op::DevWrite(device, spot, fill) => self.named(device, &spot, Access::Write, || self.store(Some(device), &spot, fill, touched)),
             Op::Attach { space, device, mode, activate } => outcome(core.attach(self.spaces[space], id(device), mode, activate)),
             Op::Detach(space, device) => outcome(core.detach(self.spaces[space], id(device))),
             Op::Evict(device, pages) => {
@@ -55,7 +66,7 @@ impl CoreWorld {
             Op::Pin(run) => outcome(core.pin(space(&run), range(&run))),
             Op::Unpin(run) => outcome(core.unpin(space(&run), range(&run))),
             Op::Switch(device, space) => outcome(core.switch(id(device), space.map(|space| self.spaces[space]))),
-            Op::Launch(device, run, spot, fill) => self.launch(device, &run, &spot, fill, stored),
+            Op::Launch(device, run, spot, fill) => self.launch(device, &run, &spot, fill, touched),
             Op::Lose(device, told) => self.lose(device, told),
             Op::Limit(device, pages) => self.limit(device, pages),
             Op::Memory(device) => self.toggle_memory(device),
@@ -69,7 +80,40 @@ impl CoreWorld {
         }
     }
 
-    fn load(&self, op: Op) -> Outcome {
+    /// Does an access by a device. One that cannot replay faults does it in a launch that names the page, sees the page meanwhile, and does not afterwards.
+    fn named(&self, device: usize, spot: &Spot, access: Access, act: impl FnOnce() -> Outcome) -> Outcome {
+        if self.members[device].replays() {
+            return act();
+        }
+        let (space, id) = (self.spaces[spot.space], self.members[device].id());
+        let page = PageRun { space: spot.space, first: spot.page, count: 1 };
+        let held = [HoldRange { range: self.shape.range(&page), access }];
+        if let Err(error) = self.core.hold(space, Some(id), &held) {
+            return Outcome::Refused(error.refuse());
+        }
+        let faults = self.core.stats().device_faults;
+        let outcome = act();
+        // Others can change what may be touched between a fault and its resolution.
+        let unseen = !self.interleaved && !matches!(outcome, Outcome::Refused(_)) && self.core.stats().device_faults != faults;
+        assert!(!unseen, "{id} had to fault for {spot:?}, which a launch of it holds");
+        self.core.unhold(space, Some(id), &held).expect("an address space is not destroyed while pages of it are held");
+        if !self.interleaved {
+            self.check_unheld(device, &page);
+        }
+        outcome
+    }
+
+    /// A device that cannot replay faults sees nothing of pages that no launch holds.
+    fn check_unheld(&self, device: usize, run: &PageRun) {
+        let driver = self.members[device].device();
+        let Some(pmap) = driver.pmap_for(self.spaces[run.space]).filter(|pmap| !driver.is_given_up(*pmap)) else { return };
+        for page in self.shape.range(run).pages(self.shape.page_size) {
+            let prot = driver.table_prot(pmap, page.start());
+            assert!(prot.is_empty(), "{} may use {} ({prot:?}), which no launch holds", self.members[device].id(), page.start());
+        }
+    }
+
+    fn load(&self, op: Op, touched: &mut dyn FnMut(Touched<'_>)) -> Outcome {
         let (Op::CpuRead(spot) | Op::DevRead(_, spot)) = op else { unreachable!("{op:?} is no load") };
         let mut bytes = vec![0; spot.len as usize];
         let va = self.shape.va(&spot);
@@ -86,12 +130,15 @@ impl CoreWorld {
             _ => random::cpu_read(&self.host, &*self.core, va, &mut bytes),
         };
         match result {
-            Ok(()) => Outcome::Loaded(bytes),
+            Ok(()) => {
+                touched(Touched::Loaded(spot, &bytes));
+                Outcome::Loaded(bytes)
+            }
             Err(error) => Outcome::Refused(error.refuse()),
         }
     }
 
-    fn store(&self, device: Option<usize>, spot: &Spot, fill: u8, stored: &mut dyn FnMut(&Spot, u8, bool)) -> Outcome {
+    fn store(&self, device: Option<usize>, spot: &Spot, fill: u8, touched: &mut dyn FnMut(Touched<'_>)) -> Outcome {
         let va = self.shape.va(spot);
         let bytes = spot.bytes(fill);
         let result = match device.map(|device| (device, self.table(device, spot))) {
@@ -102,13 +149,13 @@ impl CoreWorld {
                 let result = random::device_write(&by, self.members[device].id(), &*self.core, pmap, va, &bytes);
                 let counts = unless_given_up(&by, pmap);
                 if result.is_ok() && counts.is_err() {
-                    stored(spot, fill, false);
+                    touched(Touched::Astray(*spot, fill));
                 }
                 result.and(counts)
             }
         };
         if result.is_ok() {
-            stored(spot, fill, true);
+            touched(Touched::Stored(*spot, fill));
         }
         outcome(result)
     }
@@ -141,7 +188,7 @@ impl CoreWorld {
     }
 
     /// A launch that names what it touches. The page it stores to is held, so memory can be as short as it likes meanwhile.
-    fn launch(&self, device: usize, run: &PageRun, spot: &Spot, fill: u8, stored: &mut dyn FnMut(&Spot, u8, bool)) -> Outcome {
+    fn launch(&self, device: usize, run: &PageRun, spot: &Spot, fill: u8, touched: &mut dyn FnMut(Touched<'_>)) -> Outcome {
         let (space, range, id) = (self.spaces[run.space], self.shape.range(run), self.members[device].id());
         let held = [HoldRange { range, access: Access::Write }];
         if let Err(error) = self.core.hold(space, Some(id), &held) {
@@ -160,12 +207,15 @@ impl CoreWorld {
                 stats.used
             );
         }
-        let outcome = self.store(Some(device), spot, fill, stored);
+        let outcome = self.store(Some(device), spot, fill, touched);
         // Somebody else may hold a page of it too, or have pinned it; nobody may have moved one.
         let after = self.whereabouts(space, range);
         assert_eq!(before, after, "pages that {id} holds were moved");
         assert!(after.iter().all(|(_, pinned)| *pinned), "pages that {id} holds are not: {after:?}");
-        self.core.unhold(space, Some(self.members[device].id()), &held).expect("the address space is there");
+        self.core.unhold(space, Some(id), &held).expect("the address space is there");
+        if !self.interleaved && !self.members[device].replays() {
+            self.check_unheld(device, run);
+        }
         outcome
     }
 

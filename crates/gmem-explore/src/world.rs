@@ -2,7 +2,7 @@
 
 use crate::worlds;
 use gmem_core::{Core, DeviceCallError};
-use gmem_hal::{DeviceId, HnodeId, PageSize, PhysRange, SpaceId};
+use gmem_hal::{Capabilities, Device, DeviceId, HnodeId, PageSize, PhysRange, SpaceId};
 use gmem_sim::random::{Op, Outcome, Shape, World};
 use gmem_sim::{Account, Callback, Canary, DeviceBuilder, Sim, SimDevice, SimHost, SimPlatform};
 use std::fmt::Debug;
@@ -37,6 +37,11 @@ impl Member {
     /// What the core calls it; what it called it last, if it was taken out.
     pub fn id(&self) -> DeviceId {
         self.plugged().1
+    }
+
+    /// Whether the device can wait for a fault to be resolved. One that cannot, attached exclusively, touches what its launches name.
+    pub fn replays(&self) -> bool {
+        self.device().info().capabilities.contains(Capabilities::REPLAYABLE)
     }
 
     /// Runs `change` unless somebody else changes the same device's memory or presence.

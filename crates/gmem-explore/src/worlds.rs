@@ -33,6 +33,15 @@ const REPLICATE: &[Mode] = &[Mode::Replicate];
 const SHARE: &[Mode] = &[Mode::Share];
 const EITHER: &[Mode] = &[Mode::CoherentExclusive, Mode::Replicate];
 
+/// Cannot wait for faults: it touches what its launches name.
+fn blind(device: DeviceBuilder) -> DeviceBuilder {
+    device.capabilities(Capabilities::empty())
+}
+
+fn blind_peer(device: DeviceBuilder) -> DeviceBuilder {
+    device.capabilities(Capabilities::PEER)
+}
+
 fn peer(device: DeviceBuilder) -> DeviceBuilder {
     device.capabilities(Capabilities::REPLAYABLE | Capabilities::PEER)
 }
@@ -64,14 +73,15 @@ pub const MIXED: Kind = Kind {
         (EITHER, |d| d.reaches_peers().accessed_bits()),
         (SHARE, |d| d.mmu_cookie(DeviceInfo::CPU_COOKIE)),
         (EXCLUSIVE, peer),
+        (EXCLUSIVE, |d| blind(d).accessed_bits()),
     ],
     ..STANDARD
 };
 
-/// All modes and all kinds of devices at once, with memory in two pools that together holds half of the pages: the world of campaigns.
+/// All modes and all kinds of devices at once, with memory in two pools that together holds less than half of the pages: the world of campaigns.
 pub const CAMPAIGN: Kind = Kind {
     name: "campaign",
-    frames: 32,
+    frames: 20,
     pools: 2,
     devices: &[
         (EXCLUSIVE, |d| d.mmu_cookie(0xa).caches_absent()),
@@ -81,6 +91,20 @@ pub const CAMPAIGN: Kind = Kind {
         (SHARE, |d| d.mmu_cookie(DeviceInfo::CPU_COOKIE)),
         (EXCLUSIVE, peer),
         (EXCLUSIVE, |d| d.own_frames().without_fence()),
+        (EXCLUSIVE, |d| blind(d).tlb_entries(8)),
+        (EXCLUSIVE, blind_peer),
+    ],
+    ..STANDARD
+};
+
+/// Devices that cannot replay faults, beside one that can.
+pub const BLIND: Kind = Kind {
+    name: "without replay",
+    devices: &[
+        (EXCLUSIVE, |d| blind(d).tlb_entries(4).reaches_peers()),
+        (EXCLUSIVE, blind_peer),
+        (EXCLUSIVE, |d| blind(d).own_frames().without_fence()),
+        (EXCLUSIVE, |d| d.reaches_peers().accessed_bits()),
     ],
     ..STANDARD
 };
@@ -125,7 +149,7 @@ pub const MIDDLE: Kind = Kind {
 pub const LARGE: Kind = Kind { name: "2 MiB pages", pages: 24, page_size: PageSize::Size2M, frames: 3, ..MIDDLE };
 
 /// Every kind.
-pub const ALL: &[Kind] = &[STANDARD, MIXED, REPLICAS, POOLS, PRIVATE, BACKINGS, MIDDLE, LARGE];
+pub const ALL: &[Kind] = &[STANDARD, MIXED, REPLICAS, POOLS, PRIVATE, BACKINGS, MIDDLE, LARGE, BLIND];
 
 impl Kind {
     /// How many devices have frames that pages can be in.

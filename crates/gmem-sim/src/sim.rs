@@ -190,7 +190,7 @@ impl Sim {
 
     /// The memory behind a physical address, read without a trace and without checks: for tests that look behind the scenes.
     pub fn peek(&self, at: PhysAddr, buf: &mut [u8]) {
-        self.memory_read(at, buf);
+        self.memory_read(at, buf, None);
     }
 
     /// The `len` bytes at a physical address, all in one page, where they are; `None` if the memory does not exist. Without a trace and without checks, like
@@ -242,32 +242,34 @@ impl Sim {
         lock(&self.hazards).stale_accesses += 1;
     }
 
-    fn wild_access(&self, at: PhysAddr) {
-        self.event("wild_access", [u64::from(at.hnode.0), at.addr, 0, 0]);
-        lock(&self.hazards).wild_accesses += 1;
+    /// Memory was touched that no longer exists. Homes go although a context that could not be stopped by force may still touch them: they belong to their addresses.
+    fn wild_access(&self, at: PhysAddr, by: Option<PmapId>) {
+        self.event("wild_access", [u64::from(at.hnode.0), at.addr, by.map_or(0, |pmap| pmap.0), 0]);
+        let expected = at.hnode == HnodeId::HOST && by.is_some_and(|pmap| self.is_runaway(pmap));
+        lock(&self.hazards).wild_accesses += u64::from(!expected);
     }
 
-    /// Reads memory as hardware does: whatever is there. Memory that no longer exists reads as 0xdd.
-    pub(crate) fn memory_read(&self, at: PhysAddr, buf: &mut [u8]) {
+    /// Reads memory as hardware does, a context or a copy engine: whatever is there. Memory that no longer exists reads as 0xdd.
+    pub(crate) fn memory_read(&self, at: PhysAddr, buf: &mut [u8], by: Option<PmapId>) {
         let there = match self.pool(at.hnode) {
             Some(dram) => dram.read(at.addr, buf),
             None => lock(&self.host).read_home(at, buf),
         };
         if !there {
             buf.fill(0xdd);
-            self.wild_access(at);
+            self.wild_access(at, by);
         }
     }
 
-    /// Writes memory as hardware does. A write to memory that no longer exists is lost.
-    pub(crate) fn memory_write(&self, at: PhysAddr, buf: &[u8]) {
+    /// Writes memory as hardware does, a context or a copy engine. A write to memory that no longer exists is lost.
+    pub(crate) fn memory_write(&self, at: PhysAddr, buf: &[u8], by: Option<PmapId>) {
         self.changes.note(Change::Bytes(at, ByteLen(buf.len() as u64)));
         let there = match self.pool(at.hnode) {
             Some(dram) => dram.write(at.addr, buf),
             None => lock(&self.host).write_home(at, buf),
         };
         if !there {
-            self.wild_access(at);
+            self.wild_access(at, by);
         }
     }
 

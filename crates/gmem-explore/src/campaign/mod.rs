@@ -170,13 +170,13 @@ impl Campaign {
         for space in 0..world.spaces.len() {
             let run = PageRun { space, first: 0, count: world.shape.spaces[space].pages * 3 / 4 };
             ledger.begin_change(&run, false);
-            assert_eq!(world.act(&Op::Map(run, Prot::RW, Backing::Shared), &mut |_, _, _| {}), Outcome::Done);
+            assert_eq!(world.act(&Op::Map(run, Prot::RW, Backing::Shared), &mut |_| {}), Outcome::Done);
             ledger.end_map(&run, Prot::RW);
         }
         for (device, modes) in world.shape.devices.iter().enumerate() {
             let attach = Op::Attach { space: 0, device, mode: modes[0], activate: true };
             ledger.begin_link(0, device);
-            let attached = world.act(&attach, &mut |_, _, _| {}) == Outcome::Done;
+            let attached = world.act(&attach, &mut |_| {}) == Outcome::Done;
             ledger.end_link(0, device, attached);
         }
         Shared {
@@ -233,7 +233,7 @@ fn take_apart(shared: Shared, auditor: Auditor) -> Result<(), String> {
     for share in [true, false] {
         for (device, modes) in world.shape.devices.iter().enumerate().filter(|(_, modes)| modes.contains(&Mode::Share) == share) {
             for space in 0..world.spaces.len() {
-                let detached = world.act(&Op::Detach(space, device), &mut |_, _, _| {});
+                let detached = world.act(&Op::Detach(space, device), &mut |_| {});
                 if !matches!(detached, Outcome::Done | Outcome::Refused(Refusal::Invalid)) {
                     return Err(format!("device {device} ({modes:?}) cannot be detached from address space {space}: {detached:?}"));
                 }
@@ -245,7 +245,7 @@ fn take_apart(shared: Shared, auditor: Auditor) -> Result<(), String> {
     for space in (0..world.spaces.len()).filter(|space| world.shape.spaces[*space].cpu_visible) {
         for page in (0..world.shape.spaces[space].pages).filter(|page| ledger.pages[space][*page as usize].is_mapped()) {
             let spot = Spot { space, page, offset: 0, len };
-            match world.act(&Op::CpuRead(spot), &mut |_, _, _| {}) {
+            match world.act(&Op::CpuRead(spot), &mut |_| {}) {
                 Outcome::Loaded(bytes) => ledger.load(&spot, &bytes)?,
                 other => return Err(format!("page {page} of address space {space} cannot be read: {other:?}")),
             }

@@ -4,7 +4,7 @@ use super::act::Act;
 use super::draw::{Drawer, Faults};
 use super::ledger::{Ledger, Step};
 use super::pairs::Pairs;
-use crate::CoreWorld;
+use crate::{CoreWorld, Touched};
 use gmem_hal::Access;
 use gmem_sim::random::{Op, Outcome, PageRun, Refusal, Spot};
 use gmem_sim::{Reason, yield_point};
@@ -133,10 +133,18 @@ impl Shared {
     }
 
     fn act(&self, op: &Op) -> Outcome {
-        self.world.act(op, &mut |spot, fill, counts| {
-            let mut ledger = self.ledger.borrow_mut();
-            if counts { ledger.store(spot, fill) } else { ledger.stray_store(spot, fill) }
-        })
+        self.act_and_judge(op).0
+    }
+
+    /// Does it, and says whether what it loaded was there.
+    fn act_and_judge(&self, op: &Op) -> (Outcome, Result<(), String>) {
+        let mut right = Ok(());
+        let outcome = self.world.act(op, &mut |touched| match touched {
+            Touched::Stored(spot, fill) => self.ledger.borrow_mut().store(&spot, fill),
+            Touched::Astray(spot, fill) => self.ledger.borrow_mut().stray_store(&spot, fill),
+            Touched::Loaded(spot, bytes) => right = self.ledger.borrow().load(&spot, bytes),
+        });
+        (outcome, right)
     }
 
     /// Maps, unmaps or protects, unless somebody else does something like it to the same pages.
@@ -227,11 +235,9 @@ impl Shared {
     }
 
     fn access(&self, op: &Op, device: Option<usize>, spot: &Spot, access: Access, since: Step) -> Result<(), String> {
-        let outcome = self.act(op);
+        let (outcome, right) = self.act_and_judge(op);
+        right?;
         let ledger = self.ledger.borrow();
-        if let Outcome::Loaded(bytes) = &outcome {
-            ledger.load(spot, bytes)?;
-        }
         // Whether it is allowed, and whether it is not: at some moment both can be.
         let run = if let Op::Launch(_, run, ..) = op { *run } else { PageRun { space: spot.space, first: spot.page, count: 1 } };
         let could = |so: bool, page: &super::ledger::Page| page.may(access).could_be(so, since);

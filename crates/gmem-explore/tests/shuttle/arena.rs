@@ -14,25 +14,33 @@ pub(crate) const RACERS: u64 = 3;
 /// Where in a page the bytes of each racer are: at its beginning, at its end, and across its middle.
 const OFFSETS: [u64; RACERS as usize] = [7, 4079, 2040];
 
-/// Two exclusive devices that reach each other or not, a peer, a replica, and one more that is attached during the race only.
+/// Two exclusive devices that reach each other or not, a peer, a replica, a device and a peer that cannot replay faults, and one more that is attached during the
+/// race only.
 const KIND: Kind = Kind {
     name: "arena",
     pages: 16,
     frames: 64,
+    pools: 2,
     devices: &[
         (&[Mode::CoherentExclusive], |d| d.caches_absent()),
         (&[Mode::CoherentExclusive], |d| d.tlb_entries(4).accessed_bits().reaches_peers()),
         (&[Mode::CoherentExclusive], |d| d.capabilities(Capabilities::REPLAYABLE.union(Capabilities::PEER))),
         (&[Mode::Replicate], |d| d.tlb_entries(2)),
+        (&[Mode::CoherentExclusive], |d| d.capabilities(Capabilities::empty()).tlb_entries(2)),
+        (&[Mode::CoherentExclusive], |d| d.capabilities(Capabilities::PEER)),
         (&[Mode::CoherentExclusive, Mode::Replicate], |d| d.own_frames().without_fence()),
     ],
     ..STANDARD
 };
 
-/// The device that runs its own memory.
-pub(crate) const PEER: usize = 2;
-/// The device that is not there at first.
-pub(crate) const LATE: usize = 4;
+/// The devices that run their own memory.
+pub(crate) const PEERS: [usize; 2] = [2, 5];
+/// The device that is a replica.
+const REPLICA: usize = 3;
+/// The devices whose memory the core runs.
+pub(crate) const POOLED: [usize; 4] = [0, 1, 4, LATE];
+/// The device that is not attached at first.
+pub(crate) const LATE: usize = 6;
 
 /// The world of one run, and what is going on in it.
 pub(crate) struct Arena {
@@ -54,8 +62,10 @@ impl Arena {
             arena.must(Op::Attach { space: 0, device, mode: mode(device), activate: true });
         }
         if arena.tight {
-            // Below the low watermark as soon as a frame is used.
-            [0, 1, LATE].iter().for_each(|device| arena.must(Op::Limit(*device, 2)));
+            for device in POOLED {
+                arena.must(Op::Limit(device, 2));
+                arena.must(Op::Memory(device));
+            }
         }
         arena.map(PageRun { space: 0, first: 0, count: PAGES });
         for page in 0..PAGES {
@@ -76,14 +86,14 @@ impl Arena {
 
     /// Stores every racer's first byte in a page from somewhere, which is where the page is then, and perhaps has another look at it.
     fn place(&self, page: u64, rng: &mut Rng) {
-        let writer = rng.index(4);
+        let writer = rng.index(LATE);
         for me in 0..RACERS {
             let spot = spot(me, page);
-            self.must(if writer == 3 { Op::CpuWrite(spot, first(page)) } else { Op::DevWrite(writer, spot, first(page)) });
+            self.must(if writer == REPLICA { Op::CpuWrite(spot, first(page)) } else { Op::DevWrite(writer, spot, first(page)) });
         }
-        match rng.index(6) {
-            reader @ 0..4 => self.must(Op::DevRead(reader, spot(0, page))),
-            4 => self.must(Op::CpuRead(spot(0, page))),
+        match rng.index(LATE + 2) {
+            reader @ 0..LATE => self.must(Op::DevRead(reader, spot(0, page))),
+            LATE => self.must(Op::CpuRead(spot(0, page))),
             _ => {}
         }
     }
@@ -92,8 +102,9 @@ impl Arena {
     pub(crate) fn excuses(&self, why: Refusal) -> bool {
         let any = |of: &[Verb]| self.verbs.iter().any(|verb| of.contains(verb));
         match why {
-            Refusal::Invalid => any(&[Verb::Unmap, Verb::Protect, Verb::Attach, Verb::Detach, Verb::Destroy]),
-            Refusal::Failed => any(&[Verb::Lose, Verb::Detach, Verb::Attach, Verb::Destroy]),
+            // Memory in use is not taken back.
+            Refusal::Invalid => any(&[Verb::Unmap, Verb::Protect, Verb::Attach, Verb::Detach, Verb::Destroy, Verb::Unplug, Verb::Memory]),
+            Refusal::Failed => any(&[Verb::Lose, Verb::Detach, Verb::Attach, Verb::Destroy, Verb::Unplug]),
             Refusal::NoRoom => self.tight,
         }
     }
@@ -106,7 +117,7 @@ impl Arena {
 
 /// How a device is attached.
 pub(crate) fn mode(device: usize) -> Mode {
-    if device == 3 { Mode::Replicate } else { Mode::CoherentExclusive }
+    if device == REPLICA { Mode::Replicate } else { Mode::CoherentExclusive }
 }
 
 /// The bytes of racer `me` in a page. Those of the first two lie in different halves of a copy.

@@ -1,6 +1,6 @@
 //! One thread of a race.
 
-use super::arena::{Arena, LATE, PAGES, PEER, first, mode, spot};
+use super::arena::{Arena, LATE, PAGES, PEERS, POOLED, first, mode, spot};
 use super::verb::Verb;
 use gmem_core::HoldRange;
 use gmem_hal::{Access, Backing, DeviceError, Mode, Prot};
@@ -36,7 +36,8 @@ impl<'a> Racer<'a> {
             Verb::Fault => (0..2).for_each(|_| self.access()),
             Verb::Evict => self.evict(),
             Verb::PeerEvict => {
-                self.arena.world.members[PEER].device().peer_evict(1 + self.rng.index(2));
+                let peer = PEERS[self.rng.index(PEERS.len())];
+                self.arena.world.members[peer].device().peer_evict(1 + self.rng.index(2));
             }
             Verb::Unmap => {
                 self.perform(Op::Unmap(run));
@@ -52,7 +53,7 @@ impl<'a> Racer<'a> {
                 let mode = if self.rng.coin() { Mode::CoherentExclusive } else { Mode::Replicate };
                 let activate = self.rng.coin();
                 self.perform(Op::Attach { space: 0, device: LATE, mode, activate });
-                self.access_by(LATE + 1);
+                self.access_by(Some(LATE));
             }
             Verb::Detach => {
                 self.perform(Op::Detach(0, device));
@@ -71,11 +72,18 @@ impl<'a> Racer<'a> {
                 self.perform(Op::Discard(run));
             }
             Verb::Prefetch => {
-                self.perform(Op::Prefetch(run, (device < 3).then_some(device)));
+                self.perform(Op::Prefetch(run, (mode(device) == Mode::CoherentExclusive).then_some(device)));
             }
             Verb::Lose => self.lose(device, run),
             // Others may have it destroyed first.
             Verb::Destroy => drop(self.arena.world.core.space_destroy(self.arena.world.spaces[0])),
+            Verb::Memory => {
+                let device = POOLED[self.rng.index(POOLED.len())];
+                self.perform(Op::Memory(device));
+                self.access_by(Some(device));
+                self.perform(Op::Memory(device));
+            }
+            Verb::Unplug => self.unplug(device),
         }
     }
 
@@ -95,7 +103,7 @@ impl<'a> Racer<'a> {
 
     /// Has pages evicted: as a thread that is short of memory does, or in the background.
     fn evict(&mut self) {
-        let (device, pages) = (self.rng.index(2), 1 + self.rng.index(2));
+        let (device, pages) = (POOLED[self.rng.index(POOLED.len() - 1)], 1 + self.rng.index(2));
         let world = &self.arena.world;
         if self.rng.coin() {
             self.perform(Op::Evict(device, pages));
@@ -121,10 +129,22 @@ impl<'a> Racer<'a> {
         self.evict();
     }
 
+    /// A device goes, and another of its kind comes in its place.
+    fn unplug(&mut self, device: usize) {
+        let world = &self.arena.world;
+        // Whoever attaches it meanwhile keeps it there, and somebody else may be at it.
+        if world.unplug(device) {
+            self.access_by(Some(device));
+        }
+        world.plug(device);
+        self.perform(Op::Attach { space: 0, device, mode: mode(device), activate: true });
+        self.access_by(Some(device));
+    }
+
     /// A launch on a device that names its pages, or the kernel's I/O on them.
     fn hold(&mut self, device: usize, run: PageRun) {
         let page = run.first + self.rng.below(run.count);
-        if device < 3 && self.rng.coin() {
+        if mode(device) == Mode::CoherentExclusive && self.rng.coin() {
             let value = self.rng.draw() as u8;
             if self.perform(Op::Launch(device, run, spot(self.me, page), value)) == Outcome::Done {
                 self.mine[page as usize] = Some(value);
@@ -135,7 +155,7 @@ impl<'a> Racer<'a> {
         let range = world.shape.range(&run);
         let held = [HoldRange { range, access: Access::Read }];
         if world.core.hold(world.spaces[0], None, &held).is_ok() {
-            self.access_page(LATE + 2, page);
+            self.access_page(None, page);
             // The address space waits for it.
             world.core.unhold(world.spaces[0], None, &held).expect("an address space is not destroyed while pages of it are held");
         }
@@ -143,19 +163,18 @@ impl<'a> Racer<'a> {
 
     fn access(&mut self) {
         let by = self.rng.index(LATE + 2);
-        self.access_by(if by == LATE { LATE + 2 } else { by });
+        self.access_by((by < LATE).then_some(by));
     }
 
-    /// One access by a device, or by the CPU if there is no such device.
-    fn access_by(&mut self, by: usize) {
+    /// One access by a device, or by the CPU.
+    fn access_by(&mut self, by: Option<usize>) {
         let page = self.rng.below(PAGES);
         self.access_page(by, page);
     }
 
-    fn access_page(&mut self, by: usize, page: u64) {
+    fn access_page(&mut self, by: Option<usize>, page: u64) {
         let (spot, value) = (spot(self.me, page), self.rng.draw() as u8);
-        let device = (by <= LATE).then_some(by);
-        let op = match (device, self.rng.coin()) {
+        let op = match (by, self.rng.coin()) {
             (None, true) => Op::CpuWrite(spot, value),
             (None, false) => Op::CpuRead(spot),
             (Some(device), true) => Op::DevWrite(device, spot, value),

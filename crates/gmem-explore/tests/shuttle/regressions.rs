@@ -1,7 +1,7 @@
 //! Schedules that found something once, and canaries that must be found.
 //!
-//! A schedule is the string that a failing race prints. As the core changes, it no longer fits from some step on; from there the first thread that can goes on, and the
-//! schedule is one more interleaving near the one that failed.
+//! A schedule is the string that a failing race prints. As the core changes, it no longer fits from some step on; from there the threads take turns, and the schedule
+//! is one more interleaving near the one that failed.
 
 use super::race::run;
 use super::verb::Verb::{self, *};
@@ -25,8 +25,14 @@ impl Scheduler for Lenient {
     }
 
     fn next_task(&mut self, runnable: &[&Task], current: Option<TaskId>, is_yielding: bool) -> Option<TaskId> {
-        let going_on = || runnable.iter().map(|task| task.id()).find(|id| !is_yielding || Some(*id) != current);
-        self.0.next_task(runnable, current, is_yielding).or_else(going_on).or_else(|| runnable.first().map(|task| task.id()))
+        // In turn, so that who waits in a loop does not wait for one that never runs.
+        let next = || {
+            let mut ids: Vec<TaskId> = runnable.iter().map(|task| task.id()).collect();
+            ids.sort_unstable();
+            let may_go_on = current.filter(|id| !is_yielding && ids.contains(id));
+            may_go_on.or_else(|| ids.iter().copied().find(|id| Some(*id) > current)).or_else(|| ids.first().copied())
+        };
+        self.0.next_task(runnable, current, is_yielding).or_else(next)
     }
 
     fn next_u64(&mut self) -> u64 {

@@ -50,4 +50,18 @@ triples! {
     fault_detach_attach: Fault, Detach, Attach;
     fault_detach_lose: Fault, Detach, Lose;
     hold_unmap_lose: Hold, Unmap, Lose;
+    fault_evict_memory: Fault, Evict, Memory;
+    fault_detach_memory: Fault, Detach, Memory;
+    attach_memory_unplug: Attach, Memory, Unplug;
+    fault_hold_memory: Fault, Hold, Memory;
+    fault_evict_unplug: Fault, Evict, Unplug;
+    fault_unmap_unplug: Fault, Unmap, Unplug;
+    evict_hold_unplug: Evict, Hold, Unplug;
+    fault_prefetch_unplug: Fault, Prefetch, Unplug;
+    evict_lose_unplug: Evict, Lose, Unplug;
+    attach_detach_unplug: Attach, Detach, Unplug;
+    fault_destroy_unplug: Fault, Destroy, Unplug;
+    fault_unplug_unplug: Fault, Unplug, Unplug;
+    fault_hold_hold: Fault, Hold, Hold;
+    evict_protect_hold: Evict, Protect, Hold;
 }

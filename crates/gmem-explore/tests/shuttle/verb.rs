@@ -22,10 +22,14 @@ pub(crate) enum Verb {
     Lose,
     /// The address space is destroyed.
     Destroy,
+    /// A pool of a device's memory is taken back, or comes again.
+    Memory,
+    /// A device is destroyed, and another of its kind created.
+    Unplug,
 }
 
 /// Every verb, in the order of the matrix.
-pub(crate) const ALL: [Verb; 13] = [
+pub(crate) const ALL: [Verb; 15] = [
     Verb::Fault,
     Verb::Evict,
     Verb::PeerEvict,
@@ -39,6 +43,8 @@ pub(crate) const ALL: [Verb; 13] = [
     Verb::Prefetch,
     Verb::Lose,
     Verb::Destroy,
+    Verb::Memory,
+    Verb::Unplug,
 ];
 
 impl Verb {
@@ -58,6 +64,8 @@ impl Verb {
             Self::Prefetch => "prefetch",
             Self::Lose => "lose",
             Self::Destroy => "destroy",
+            Self::Memory => "memory",
+            Self::Unplug => "unplug",
         }
     }
 

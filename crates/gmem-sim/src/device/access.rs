@@ -38,7 +38,7 @@ impl SimDevice {
         while done < buf.len() && result.is_ok() {
             let part = part_of(va, done, buf.len());
             result = self.translate(pmap, VirtAddr::new(va.get() + done as u64), Access::Read).map(|at| {
-                self.is.sim.memory_read(at, &mut buf[done..done + part]);
+                self.is.sim.memory_read(at, &mut buf[done..done + part], Some(pmap));
                 done += part;
             });
         }
@@ -57,7 +57,7 @@ impl SimDevice {
                 if self.shows(Canary::StoresAstray, 16) {
                     at.addr ^= PageSize::Size4K.bytes();
                 }
-                self.is.sim.memory_write(at, &buf[done..done + part]);
+                self.is.sim.memory_write(at, &buf[done..done + part], Some(pmap));
                 done += part;
             });
         }

@@ -42,9 +42,9 @@ impl SimDevice {
         let moved = |at: u64| {
             let mut bytes = vec![0; half as usize];
             if let Some(src) = src {
-                self.is.sim.memory_read(PhysAddr { addr: src.addr + at, ..src }, &mut bytes);
+                self.is.sim.memory_read(PhysAddr { addr: src.addr + at, ..src }, &mut bytes, None);
             }
-            self.is.sim.memory_write(PhysAddr { addr: dst.addr + at, ..dst }, &bytes);
+            self.is.sim.memory_write(PhysAddr { addr: dst.addr + at, ..dst }, &bytes, None);
         };
         let check = || {
             self.assert_target(dst, len, "a copy into");
@@ -60,7 +60,7 @@ impl SimDevice {
         check();
         let died = self.is_dead() && !was_dead && !self.is.memory_survives;
         if fail || died {
-            self.is.sim.memory_write(PhysAddr { addr: dst.addr + half, ..dst }, &scribble(half as usize));
+            self.is.sim.memory_write(PhysAddr { addr: dst.addr + half, ..dst }, &scribble(half as usize), None);
             return if died { Err(DeviceError::Dead) } else { Ok(()) };
         }
         let torn = src.is_some() && self.shows(Canary::TearsCopies, 8);
