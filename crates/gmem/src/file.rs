@@ -280,11 +280,12 @@ impl Backing {
         while at < chunk.end().get() {
             let offset = at - self.start.get();
             let len = PIECE.min((chunk.end().get() - at) as usize);
-            let bytes = load(&mut piece, at, len);
+            // The digest is of what the file had, also where others cut it inside a piece: what is left of that is not written unless something was changed.
+            let bytes = load(&mut piece, at, PIECE.min((self.valid - offset) as usize));
             let digest = blake3::hash(bytes);
             let number = (offset / PIECE as u64) as usize;
             if digests.get(number) != Some(&digest) {
-                self.file.write_all_at(bytes, self.offset + offset).map_err(|e| io_error(self.offset + offset, &e))?;
+                self.file.write_all_at(&bytes[..len], self.offset + offset).map_err(|e| io_error(self.offset + offset, &e))?;
                 if let Some(old) = digests.get_mut(number) {
                     *old = digest;
                 }

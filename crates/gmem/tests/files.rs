@@ -113,6 +113,11 @@ fn the_end_of_the_file_is_where_it_was() {
         let mut tail = vec![0; (mapped - last) as usize];
         file.read_exact_at(&mut tail, 5 + last).unwrap();
         assert!(tail.iter().all(|byte| *byte == 0xff), "{tail:?}");
+        // Others cut the file where nothing was changed here, and write there: that is theirs.
+        file.set_len(5 + PAGE + 100).unwrap();
+        file.write_all_at(&[7; 8], 5 + PAGE + 56).unwrap();
+        region.sync().unwrap();
+        assert_eq!(word_of(&file, 5 + PAGE + 56), u64::from_ne_bytes([7; 8]));
         // Others cut the file: what lies past its new end is not written, and the file does not grow again.
         set(at(&region, 0), u64::MAX);
         set(at(&region, PAGE), u64::MAX);
