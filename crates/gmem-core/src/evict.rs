@@ -61,8 +61,21 @@ enum Begun<'a, P: Platform> {
     Yes(Op<'a, P>, Facts),
     /// Another operation has the page busy, or is giving its frame up.
     InHand,
+    /// It was used since it was last asked: it is young again.
+    Used,
     /// The page stays.
     No,
+}
+
+/// How many pages of a batch went, and what became of others.
+#[derive(Clone, Copy, Default)]
+struct Reclaimed {
+    /// Frames that were freed.
+    freed: usize,
+    /// Victims that somebody else had in hand.
+    in_hand: usize,
+    /// Victims that got a second chance.
+    used: usize,
 }
 
 /// How the eviction of a page ended.
@@ -85,7 +98,7 @@ impl<P: Platform> Core<P> {
             let current = block.filter(|(id, _)| *id == hnode.id).map(|(_, block)| block);
             let picked = hnode.pick_block(size, current);
             *block = picked.as_ref().filter(|(_, victims)| !victims.is_empty()).map(|(block, _)| (hnode.id, *block));
-            picked.map_or((0, 0), |(_, victims)| self.reclaim_these(hnode, &victims, spare))
+            picked.map_or(Reclaimed::default(), |(_, victims)| self.reclaim_these(hnode, &victims, spare))
         } else {
             // Small pages go in batches, so that one invalidation serves many; a large one pays for itself, and a small memory has none to spare.
             let dispensable = hnode.range.len().get() / size.bytes() / 32;
@@ -93,21 +106,24 @@ impl<P: Platform> Core<P> {
             self.reclaim_these(hnode, &hnode.pick_victims(most), spare)
         };
         match outcome {
-            (0, 0) if hnode.in_transit() == 0 => Room::None,
-            (0, _) => Room::InUse,
+            Reclaimed { freed: 0, in_hand: 0, .. } if hnode.in_transit() == 0 => Room::None,
+            Reclaimed { freed: 0, .. } => Room::InUse,
             _ => Room::Made,
         }
     }
 
-    /// Evicts up to `pages` pages of the hnode, oldest first. Returns how many. May block.
+    /// Evicts up to `pages` pages of the hnode, oldest first; pages that were used since they were last asked go after all others. Returns how many. May block.
     pub fn evict(&self, hnode: HnodeId, pages: usize) -> usize {
         let Some(hnode) = self.hnode(hnode) else { return 0 };
-        let mut evicted = 0;
+        // Every page gets one second chance, or pages in steady use would keep this going for ever.
+        let (mut evicted, mut chances) = (0, hnode.holding());
         while evicted < pages {
-            match self.reclaim(&hnode, pages - evicted) {
-                (0, _) => break,
-                (n, _) => evicted += n,
+            let batch = self.reclaim(&hnode, pages - evicted);
+            evicted += batch.freed;
+            if batch.freed == 0 && (batch.used == 0 || chances == 0) {
+                break;
             }
+            chances = chances.saturating_sub(batch.used);
         }
         evicted
     }
@@ -122,43 +138,43 @@ impl<P: Platform> Core<P> {
         }
         self.counters.background_reclaims.add(1);
         while hnode.shortage(true) > 0 {
-            match self.reclaim(&hnode, 4) {
-                (0, _) => break,
-                (n, _) => evicted += n,
+            match self.reclaim(&hnode, 4).freed {
+                0 => break,
+                freed => evicted += freed,
             }
         }
         self.sample(&hnode);
         evicted
     }
 
-    /// Evicts one batch. Returns how many frames were freed, and how many victims somebody else had in hand.
-    fn reclaim(&self, hnode: &Arc<Hnode<P>>, most: usize) -> (usize, usize) {
+    /// Evicts one batch.
+    fn reclaim(&self, hnode: &Arc<Hnode<P>>, most: usize) -> Reclaimed {
         self.reclaim_these(hnode, &hnode.pick_victims(most), Spare { wanted: true, used: true })
     }
 
     /// Evicts these, except for those to spare.
-    fn reclaim_these(&self, hnode: &Arc<Hnode<P>>, victims: &[Victim], spare: Spare) -> (usize, usize) {
+    fn reclaim_these(&self, hnode: &Arc<Hnode<P>>, victims: &[Victim], spare: Spare) -> Reclaimed {
         let spaces: ArrayVec<Option<Arc<Space<P>>>, EVICT_BATCH> = victims.iter().map(|v| self.space(v.space)).collect();
         let mut batch = Batch::new();
-        let mut in_hand = 0;
+        let mut outcome = Reclaimed::default();
         for (victim, space) in victims.iter().zip(&spaces) {
             let Some(space) = space else { continue };
             match self.begin_evict(space, hnode, victim, spare) {
                 Begun::Yes(op, facts) => batch.push((op, facts)),
-                Begun::InHand => in_hand += 1,
+                Begun::InHand => outcome.in_hand += 1,
+                Begun::Used => outcome.used += 1,
                 Begun::No => {}
             }
         }
         self.revoke_batch(batch.iter_mut().map(|(op, _)| op).collect());
-        let mut evicted = 0;
         for (op, facts) in batch {
             match self.evict_one(op, &facts, spare) {
-                Evicted::Freed => evicted += 1,
-                Evicted::Wanted => in_hand += 1,
+                Evicted::Freed => outcome.freed += 1,
+                Evicted::Wanted => outcome.in_hand += 1,
                 Evicted::Stuck => {}
             }
         }
-        (evicted, in_hand)
+        outcome
     }
 
     /// Marks a victim's page busy, if the page still owns the frame and may go.
@@ -179,9 +195,8 @@ impl<P: Platform> Core<P> {
         self.mark_busy(guard, &region, victim.va, entry, true);
         let owner = op.from.as_ref().expect("a page with a frame has an owner");
         if spare.used && !owner.is_fenced() && owner.mmu().harvest_accessed(owner.own_pmap(), op.page) == Some(true) {
-            // A second chance: it was used since it was last asked.
             self.keep(op, true);
-            return Begun::No;
+            return Begun::Used;
         }
         Begun::Yes(op, facts)
     }
