@@ -156,6 +156,9 @@ impl CoreWorld {
         for member in &self.members {
             let (device, id) = (member.device(), member.id());
             assert_eq!(device.contexts(), 0, "{id} has contexts left");
+            if let Some((contexts, bytes)) = device.left_behind() {
+                assert_eq!((contexts, bytes), (0, 0), "{id} has contexts or bytes of memory left that nobody gave back");
+            }
             match self.core.device_destroy(id) {
                 // It was taken out, and never put back.
                 Ok(()) | Err(DeviceCallError::NoSuchDevice(_)) => {}

@@ -292,6 +292,11 @@ impl Sim {
         lock(&self.runaways).contains(&pmap)
     }
 
+    /// Whether any context could not be stopped by force.
+    pub(crate) fn has_runaways(&self) -> bool {
+        !lock(&self.runaways).is_empty()
+    }
+
     /// Panics if a device could still reach a byte of the memory: it is about to be filled, freed or used for another page.
     pub(crate) fn assert_unreachable(&self, at: PhysAddr, len: ByteLen, doing: &str) {
         let runaways = lock(&self.runaways);

@@ -111,6 +111,21 @@ impl SimDevice {
         lock(&self.frames).free_bytes()
     }
 
+    /// Contexts that it still knows, dead ones included, and bytes of its memory that somebody still has: what should be nothing once the core has given all
+    /// back. `None` if a context of this machine could not be stopped: the core must not give back what that one may still use.
+    pub fn left_behind(&self) -> Option<(usize, u64)> {
+        if self.is.sim.has_runaways() {
+            return None;
+        }
+        let contexts = lock(&self.contexts);
+        let known = contexts.live.len() + contexts.gone.len();
+        drop(contexts);
+        // The memory of a dead device is as good as free, unless it outlives it.
+        let forgotten = self.is_dead() && !self.is.memory_survives;
+        let taken = if forgotten { 0 } else { self.is.memory.len().get() - self.free_bytes() };
+        Some((known, taken))
+    }
+
     /// The table it has for an address space.
     pub fn pmap_for(&self, space: SpaceId) -> Option<PmapId> {
         lock(&self.contexts).live.iter().find(|(_, c)| c.request.space == space && !c.disowned).map(|(pmap, _)| *pmap)
