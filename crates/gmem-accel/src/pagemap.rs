@@ -37,6 +37,12 @@ impl PageMap {
         va | 1
     }
 
+    /// How many pages it knows.
+    #[cfg(all(any(test, feature = "fuzzing"), not(loom)))]
+    pub(crate) fn len(&self) -> usize {
+        self.used
+    }
+
     /// The number of the page at `va`.
     pub(crate) fn get(&self, va: u64) -> Option<u64> {
         let slot = self.slots[self.find(Self::key(va))];

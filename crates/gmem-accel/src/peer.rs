@@ -54,6 +54,12 @@ impl Pool {
         self.owners[blocks].iter().all(|owner| owner.load(Ordering::Acquire) == pmap.0)
     }
 
+    /// Whether a block belongs to `pmap`.
+    #[cfg(all(any(test, feature = "fuzzing"), not(loom)))]
+    pub(crate) fn has(&self, pmap: PmapId) -> bool {
+        self.owners.iter().any(|owner| owner.load(Ordering::Acquire) == pmap.0)
+    }
+
     /// Takes everything back from a context whose process is gone.
     pub(crate) fn take_back(&self, pmap: PmapId) {
         for owner in &self.owners {

@@ -99,6 +99,12 @@ impl Table {
         Some(unsafe { Arc::from_raw(context) })
     }
 
+    /// Whether the place of a context that is gone is free for another.
+    #[cfg(all(any(test, feature = "fuzzing"), not(loom)))]
+    pub(crate) fn is_free(&self, pmap: PmapId) -> bool {
+        self.slot(pmap).is_some_and(|s| s.id.load(Ordering::SeqCst) == FREE)
+    }
+
     /// The ids in use.
     pub(crate) fn ids(&self) -> Vec<PmapId> {
         self.slots.iter().map(|s| s.id.load(Ordering::SeqCst)).filter(|id| *id > CHANGING).map(PmapId).collect()

@@ -35,6 +35,11 @@ impl Board {
     pub(crate) fn drain(&self) {
         ring::drain(&self.0);
     }
+
+    /// How many bytes of memory its pages have. Not for use while it drains.
+    pub(crate) fn taken(&self) -> u64 {
+        peer::taken(&self.0)
+    }
 }
 
 impl Drop for Board {

@@ -56,6 +56,12 @@ impl Frames {
         })
     }
 
+    /// How many bytes pages have.
+    #[cfg(all(any(test, feature = "fuzzing"), not(loom)))]
+    pub(super) fn taken(&self) -> u64 {
+        self.owner.iter().filter(|owner| **owner != 0).count() as u64 * UNIT
+    }
+
     fn count(&self) -> usize {
         self.owner.len()
     }

@@ -203,6 +203,10 @@ impl Host {
     fn check(&self) {
         let Some(mirror) = &self.scene.context.mirror else { return };
         let pool = &self.machine().on().expect("it was started").peer;
+        if self.scene.honest.get() && !self.scene.context.is_dead() {
+            let mapped: u64 = self.scene.mapped.borrow().values().map(|(len, _)| len).sum();
+            assert_eq!(self.scene.taken(), mapped, "an honest device has other bytes of its memory in use than its pages are mapped in");
+        }
         for (va, (len, _)) in self.scene.mapped.borrow().iter() {
             if let Some(frame) = mirror.with(|map| map.get(*va)) {
                 assert!(
@@ -215,7 +219,6 @@ impl Host {
 
     /// The device dies; every page comes home.
     pub(super) fn finish(self) {
-        let machine = self.machine();
         self.scene.begin(Vec::new(), false);
         self.scene.context.set_dead();
         let pages: Vec<u64> = self.scene.mapped.borrow().keys().copied().collect();
@@ -224,10 +227,21 @@ impl Host {
             let home = self.scene.bring_home(va);
             assert!(home || !honest, "the death of an honest device lost the page at {va:#x}");
         }
-        machine.table.remove(self.pmap).expect("it is in the table");
-        machine.on().expect("it was started").peer.take_back(self.pmap);
+        self.check_nothing_is_left(honest);
         assert!(self.scene.rig.is_untouched(self.peer), "another context's memory was changed");
         assert!(self.scene.rig.is_confined(), "the device changed what lies beside its window");
+    }
+
+    /// Takes the context out as its destruction does: its pages, its memory and its place in the table are free again.
+    fn check_nothing_is_left(&self, honest: bool) {
+        let machine = self.machine();
+        let left = self.scene.context.mirror.as_ref().map_or(0, |mirror| mirror.with(|map| map.len()));
+        assert!(left == 0 || !honest, "{left} pages of an honest device are in the mirror after all came home");
+        machine.table.remove(self.pmap).expect("it is in the table");
+        assert!(machine.table.is_free(self.pmap), "a place in the table of contexts was not given back");
+        let pool = &machine.on().expect("it was started").peer;
+        pool.take_back(self.pmap);
+        assert!(!pool.has(self.pmap), "memory was not taken back from a context that is gone");
     }
 }
 

@@ -90,6 +90,11 @@ impl Scene {
         self.steps.replace(steps.into());
     }
 
+    /// How many bytes of its memory the device says are taken by pages.
+    pub(super) fn taken(&self) -> u64 {
+        self.board.taken()
+    }
+
     fn look(&self) -> u64 {
         self.now.set(self.now.get() + LOOK);
         self.looks.set(self.looks.get() + 1);
