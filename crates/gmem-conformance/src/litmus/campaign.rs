@@ -31,7 +31,8 @@ pub struct Campaign {
     pub devices: Option<usize>,
     /// Where the draws begin. The same seed draws the same worlds and plans; what participants then do is up to the machine.
     pub seed: u64,
-    /// Breaks the devices' drivers, all of which are exclusive ones then, so that forbidden outcomes must be seen.
+    /// Breaks the devices' drivers, all of which are exclusive ones then, so that forbidden outcomes must be seen. The campaign ends with the first: what is lost may
+    /// keep participants waiting for ever.
     pub defect: Option<Defect>,
     /// How long a round, or the making of a world, may take.
     pub limit: Duration,
@@ -76,16 +77,32 @@ pub fn run(campaign: &Campaign, advance: &dyn Fn()) -> Result<Report, Trouble> {
     let count = tallies.len() as u64;
     let (rounds, of_a_world) = (count * u64::from(campaign.rounds), count.max(ROUNDS_OF_A_WORLD));
     let late = || dog.bark().map(Trouble::Stuck);
-    let result = (0..rounds).step_by(of_a_world as usize).try_for_each(|first| {
+    let mut found = false;
+    let mut part = |first| {
         let world = run.open(first)?;
         for number in first..rounds.min(first + of_a_world) {
-            run.round(&world, number, &mut tallies[(number % count) as usize])?;
+            let forbidden = run.round(&world, number, &mut tallies[(number % count) as usize])?;
             // Participants that were told to stop have seen nothing.
             late().map_or(Ok(()), Err)?;
             advance();
+            found = forbidden && campaign.defect.is_some();
+            if found {
+                break;
+            }
         }
-        run.close(world)
-    });
+        run.close(world)?;
+        Ok(found)
+    };
+    let mut result = Ok(());
+    for first in (0..rounds).step_by(of_a_world as usize) {
+        match part(first) {
+            Ok(false) => {}
+            ended => {
+                result = ended.map(drop);
+                break;
+            }
+        }
+    }
     let meanwhile = run.meanwhile;
     // Whatever else went wrong then went wrong because the devices were ended.
     late().map_or(result, Err)?;
@@ -116,7 +133,8 @@ impl Run<'_> {
         Ok(world)
     }
 
-    fn round(&mut self, world: &World, number: u64, tally: &mut Tally) -> Result<(), Trouble> {
+    /// Says whether an outcome was forbidden.
+    fn round(&mut self, world: &World, number: u64, tally: &mut Tally) -> Result<bool, Trouble> {
         let mut rng = Rng::stream(self.campaign.seed, 2 * number);
         let test = tally.test;
         let kinds = world.kinds();
@@ -127,8 +145,9 @@ impl Run<'_> {
         let round = Round { world, block: self.block, test, verdicts: &tally.verdicts, plan: &plan, tag };
         let (judgement, moved) = round.run(&mut rng).map_err(|e| Trouble::Gmem(format!("{}; {}", place(), world.condition()), e))?;
         self.meanwhile.disturbances += moved;
+        let forbidden = judgement.forbidden.is_some();
         tally.add(judgement, plan.traffic, place);
-        Ok(())
+        Ok(forbidden)
     }
 
     fn close(&mut self, world: World) -> Result<(), Trouble> {

@@ -61,7 +61,7 @@ fn value(word: u64, tag: u64) -> u8 {
     if word ^ tag < u64::from(FOREIGN) { (word ^ tag) as u8 } else { FOREIGN }
 }
 
-/// Judges a count: the numbers kept by all participants are 0, 1, 2 ... with none twice, and the sum follows.
+/// Judges a count: the numbers kept by all participants are 0, 1, 2 ... with none twice, and the sum follows. An iteration is forbidden if a number that one of them kept in it is.
 fn count_up(block: &Block, test: &Test, judgement: &mut Judgement) {
     let (iterations, participants) = (block.iterations(), test.programs.len());
     let place = test.places() - 1;
@@ -74,24 +74,25 @@ fn count_up(block: &Block, test: &Test, judgement: &mut Judgement) {
     }
     kept.sort_unstable();
     let total = kept.len() as u64;
+    let mut seen = vec![(Class::Counted, "each after its own last one"); iterations];
     let mut before = None;
     for (number, participant, i) in kept {
-        let (class, text) = match before {
+        let now = match before {
             _ if number >= total => (Class::Forbidden, "a number that nobody stored"),
             Some((last, _)) if last == number => (Class::Forbidden, "the same number again: an addition was lost"),
-            Some((_, other)) if other != participant => (Class::Interleaved, "after another's"),
-            _ => (Class::Sequential, "after its own"),
+            Some((_, other)) if other != participant => (Class::Counted, "one after another's"),
+            _ => seen[i],
         };
         before = Some((number, participant));
-        judgement.count(class, text.to_owned(), i);
+        if seen[i].0 != Class::Forbidden {
+            seen[i] = now;
+        }
     }
+    seen.iter().enumerate().for_each(|(i, (class, text))| judgement.count(*class, (*text).to_owned(), i));
     let sum = block.ends[0][place].load(Ordering::Relaxed) ^ tag;
     if sum != total {
-        judgement.count(
-            Class::Forbidden,
-            format!("the sum is not {total} but {}", if sum < total { sum.to_string() } else { "foreign".to_owned() }),
-            iterations,
-        );
+        let sum = if sum < total { sum.to_string() } else { "foreign".to_owned() };
+        judgement.count(Class::Forbidden, format!("the sum is not {total} but {sum}"), iterations);
     }
 }
 
@@ -148,17 +149,18 @@ mod tests {
     #[test]
     fn a_number_kept_twice_is_a_lost_addition() {
         let counter = test("counter");
-        let block = block(counter, 1);
-        for (participant, number) in [0, 1, 1].into_iter().enumerate() {
-            block.registers[participant][0][0].store(block.tag(0, 0) | number, Ordering::Relaxed);
+        let block = block(counter, 2);
+        for (participant, numbers) in [[0, 2], [1, 3], [1, 4]].into_iter().enumerate() {
+            for (i, number) in numbers.into_iter().enumerate() {
+                block.registers[participant][i][0].store(block.tag(0, 0) | number, Ordering::Relaxed);
+            }
         }
-        block.ends[0][0].store(block.tag(0, 0) | 2, Ordering::Relaxed);
+        block.ends[0][0].store(block.tag(0, 0) | 5, Ordering::Relaxed);
         let judgement = judge(&block, counter, &Verdicts::of(counter));
         let expected = [
-            (Class::Sequential, "after its own", 1),
-            (Class::Interleaved, "after another's", 1),
+            (Class::Counted, "one after another's", 1),
             (Class::Forbidden, "the same number again: an addition was lost", 1),
-            (Class::Forbidden, "the sum is not 3 but 2", 1),
+            (Class::Forbidden, "the sum is not 6 but 5", 1),
         ];
         assert_eq!(seen(&judgement), expected);
     }

@@ -18,6 +18,8 @@ pub(crate) struct Outcome {
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Class {
+    /// A count went on by one for each, as it must; whether they ran at the same time it does not say.
+    Counted,
     /// They may have run one after another.
     Sequential,
     /// Their operations were interleaved: they ran at the same time.
@@ -30,11 +32,12 @@ pub enum Class {
 
 impl Class {
     /// All, in the order of reports.
-    pub const ALL: [Self; 4] = [Self::Sequential, Self::Interleaved, Self::Weak, Self::Forbidden];
+    pub const ALL: [Self; 5] = [Self::Counted, Self::Sequential, Self::Interleaved, Self::Weak, Self::Forbidden];
 
     /// The name in reports.
     pub fn name(self) -> &'static str {
         match self {
+            Self::Counted => "counted",
             Self::Sequential => "sequential",
             Self::Interleaved => "interleaved",
             Self::Weak => "weak",

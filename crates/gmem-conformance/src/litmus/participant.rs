@@ -229,14 +229,29 @@ fn patience(block: &Block, looks: &mut u32) -> bool {
     !block.stopped()
 }
 
+/// A longest pause that stands for letting others run: where participants outnumber the processors, nobody else comes between two operations.
+pub(crate) const YIELD: u32 = u32::MAX;
+/// After so many turns others may run: who waits for a fault needs whoever resolves it.
+const TURNS: u64 = 64;
+
 /// Idles for fewer than `longest` turns, half of the time for none.
 fn idle(random: &mut u64, longest: u32) {
     // Marsaglia's xorshift: any sequence does.
     *random ^= *random << 13;
     *random ^= *random >> 7;
     *random ^= *random << 17;
-    if longest > 0 && *random & 1 == 1 {
-        (0..(*random >> 1) % u64::from(longest)).for_each(|_| std::hint::spin_loop());
+    if *random & 1 == 0 {
+        return;
+    }
+    match longest {
+        0 => {}
+        YIELD => std::thread::yield_now(),
+        _ => (1..(*random >> 1) % u64::from(longest) + 1).for_each(|turn| {
+            std::hint::spin_loop();
+            if turn.is_multiple_of(TURNS) {
+                std::thread::yield_now();
+            }
+        }),
     }
 }
 

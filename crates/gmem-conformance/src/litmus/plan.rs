@@ -1,6 +1,6 @@
 //! What a seed draws: the devices of a world, and for each round who takes part, where the words are and how the participants run.
 
-use super::participant::CORES;
+use super::participant::{CORES, YIELD};
 use super::program::{PARTICIPANTS, Repetition, Test};
 use super::rng::Rng;
 use gmem::{Backing, Delivery, PageSize};
@@ -118,16 +118,20 @@ impl Plan {
         let homes = (0..places).map(|_| rng.below(regions.len() as u64) as usize).collect();
         let someone =
             |rng: &mut Rng| if rng.coin() { Role::Cpu } else { Role::Core { device: rng.below(devices.len() as u64) as usize, core: 0 } };
-        // What takes a fault is met by a longer pause than what takes a cache miss.
-        let longest: &[u32] = if traffic == Traffic::Moving { &[0, 64, 512, 4096] } else { &[0, 2, 4, 8] };
+        // What takes a fault is met by a longer pause than what takes a cache miss. Who gets the page would be done with it before another one has it.
+        let (pauses, gaps): (&[u32], &[u32]) = match traffic {
+            Traffic::Moving => (&[0, 64, 512, 4096], &[0, 512, 4096, 16384, YIELD]),
+            _ if roles.len() > 2 => (&[0, 2, 8, YIELD], &[0, 8, YIELD, YIELD]),
+            _ => (&[0, 2, 4, 8], &[0, 0, 2, 4, 8]),
+        };
         let mut plan = Self {
             traffic,
             homes,
             nearness: rng.one(&[Nearness::Anywhere, Nearness::OnePage, Nearness::OneLine]),
             iterations,
             stride: rng.one(&[1, 1, 1, 4, 32]),
-            pause: rng.one(longest),
-            gap: rng.one(longest) * rng.below(2) as u32,
+            pause: rng.one(pauses),
+            gap: rng.one(gaps),
             room: 2 + rng.below(2),
             clears: someone(rng),
             collects: someone(rng),

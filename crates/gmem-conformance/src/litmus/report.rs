@@ -13,12 +13,16 @@ use std::fmt::Write;
 const EXAMPLES: usize = 3;
 /// How many of the most frequent outcomes that prove nothing are shown to a person, for each test.
 const SHOWN: usize = 4;
+/// After so many iterations in which nobody ran at the same time as another, a test says nothing about that traffic.
+const ENOUGH: u64 = 1000;
 
 /// How often something was seen, by class.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize)]
 pub struct Counts {
     /// In all.
     pub iterations: u64,
+    /// [`Class::Counted`].
+    pub counted: u64,
     /// [`Class::Sequential`].
     pub sequential: u64,
     /// [`Class::Interleaved`].
@@ -111,6 +115,7 @@ impl Counts {
     fn add(&mut self, class: Class, count: u64) {
         self.iterations += count;
         *match class {
+            Class::Counted => &mut self.counted,
             Class::Sequential => &mut self.sequential,
             Class::Interleaved => &mut self.interleaved,
             Class::Weak => &mut self.weak,
@@ -118,13 +123,13 @@ impl Counts {
         } += count;
     }
 
-    /// The share of iterations whose outcome shows that participants ran at the same time.
+    /// The share of iterations whose outcome shows that participants ran at the same time, of those whose outcome could.
     pub fn overlap(&self) -> f64 {
-        (self.interleaved + self.weak) as f64 / self.iterations.max(1) as f64
+        (self.interleaved + self.weak) as f64 / (self.iterations - self.counted).max(1) as f64
     }
 
     fn add_all(&mut self, other: &Self) {
-        let counts = [other.sequential, other.interleaved, other.weak, other.forbidden];
+        let counts = [other.counted, other.sequential, other.interleaved, other.weak, other.forbidden];
         Class::ALL.into_iter().zip(counts).for_each(|(class, count)| self.add(class, count));
     }
 }
@@ -187,20 +192,27 @@ impl Report {
         Self { seed, model, counts, by_traffic, meanwhile, tests, seconds }
     }
 
+    /// The tests that were run often by one way of travelling without anybody running at the same time as another, and how often.
+    pub fn untested(&self) -> Vec<(&'static str, Traffic, u64)> {
+        let each = self.tests.iter().flat_map(|test| test.by_traffic.iter().map(|(traffic, counts)| (test.name, *traffic, counts)));
+        let idle = each.filter(|(_, _, counts)| {
+            counts.iterations - counts.counted >= ENOUGH && counts.interleaved + counts.weak + counts.forbidden == 0
+        });
+        idle.map(|(name, traffic, counts)| (name, traffic, counts.iterations)).collect()
+    }
+
     /// As a table for a person: a line per test, then what was seen, then what is forbidden and where.
     pub fn text(&self) -> String {
         let mut text = String::new();
         let width = self.tests.iter().map(|test| test.name.len()).max().unwrap_or(0).max(4);
-        let _ = writeln!(text, "{:<width$}  participants  rounds  iterations  overlap  weak  forbidden", "test");
+        let _ = writeln!(text, "{:<width$}  participants  rounds  iterations  overlap: one table, tables, moving  weak  forbidden", "test");
         for test in &self.tests {
-            let TestReport { name, participants, rounds, counts, overlap, .. } = test;
+            let TestReport { name, participants, rounds, counts, .. } = test;
+            let [table, tables, moving] = [Traffic::OneTable, Traffic::OneHome, Traffic::Moving].map(|traffic| test.overlap_of(traffic));
             let _ = writeln!(
                 text,
-                "{name:<width$}  {participants:>12}  {rounds:>6}  {:>10}  {:>5.1} %  {:>4}  {:>9}",
-                counts.iterations,
-                100.0 * overlap,
-                counts.weak,
-                counts.forbidden
+                "{name:<width$}  {participants:>12}  {rounds:>6}  {:>10}  {table:>18}  {tables:>6}  {moving:>6}  {:>4}  {:>9}",
+                counts.iterations, counts.weak, counts.forbidden
             );
         }
         self.tests.iter().for_each(|test| test.outcomes(&mut text));
@@ -215,6 +227,9 @@ impl Report {
             text,
             "\nmeanwhile {cpu_faults} faults of the CPU, {device_faults} of devices, {migrations} migrations, {evictions} evictions, {disturbances} pages moved by others"
         );
+        for (name, traffic, iterations) in self.untested() {
+            let _ = writeln!(text, "{name} ({}): not tested, nobody overlapped in {iterations} iterations", traffic.name());
+        }
         let Counts { iterations, weak, forbidden, .. } = self.counts;
         let _ = write!(
             text,
@@ -226,6 +241,14 @@ impl Report {
 }
 
 impl TestReport {
+    /// The overlap by one way of travelling, for a table.
+    fn overlap_of(&self, traffic: Traffic) -> String {
+        match self.by_traffic.get(&traffic) {
+            Some(counts) if counts.counted == 0 => format!("{:.1} %", 100.0 * counts.overlap()),
+            _ => "-".to_owned(),
+        }
+    }
+
     fn outcomes(&self, text: &mut String) {
         let _ = writeln!(text, "\n{}: {}", self.name, self.asks);
         let mut plain: Vec<_> = self.outcomes.iter().filter(|o| o.class < Class::Weak).collect();
@@ -236,7 +259,7 @@ impl TestReport {
         }
         if plain.len() > SHOWN {
             let rest: u64 = plain[SHOWN..].iter().map(|o| o.count).sum();
-            let _ = writeln!(text, "{rest:>10}  {} more outcomes, sequential or interleaved", plain.len() - SHOWN);
+            let _ = writeln!(text, "{rest:>10}  {} more outcomes, sequential, interleaved or counted", plain.len() - SHOWN);
         }
         for example in &self.examples {
             let _ = writeln!(text, "  forbidden: {example}");
