@@ -73,6 +73,18 @@ defects! {
     ProtectIgnored = "protect-ignored", Plain, "lowered-access-is-enforced";
     /// Of a range only the first page is released.
     ReleaseFirstPageOnly = "release-first-page-only", Plain, "release-takes-every-page-of-the-range";
+    /// Of a large page only the first 4 KiB are released.
+    ReleaseBasePageOnly = "release-base-page-only", Plain, "release-takes-every-page-of-the-range";
+    /// Of a large page only the first 4 KiB are invalidated.
+    InvalidateBasePageOnly = "invalidate-base-page-only", Plain, "invalidated-translation-is-not-used";
+    /// Of a large page only the first 4 KiB lose access.
+    ProtectBasePageOnly = "protect-base-page-only", Plain, "lowered-access-is-enforced";
+    /// Of a large page only the first 4 KiB are entered.
+    EnterBasePageOnly = "enter-base-page-only", Plain, "copies-are-whole";
+    /// Half of a blank page is zeroed.
+    HalfZeroed = "half-zeroed", Plain, "blank-pages-are-zeroed";
+    /// Protecting what is absent is refused.
+    ProtectingAbsentIsAnError = "protecting-absent-is-an-error", Plain, "absent-pages-are-no-error";
     /// Releasing what is absent is refused.
     AbsentIsAnError = "absent-is-an-error", Plain, "absent-pages-are-no-error";
     /// Two page tables have one id.
@@ -108,6 +120,15 @@ defects! {
 }
 
 impl Defect {
+    /// The page size with which it shows: those about parts of a page need one that has parts.
+    pub const fn page_size(self) -> &'static str {
+        match self {
+            Self::ReleaseBasePageOnly | Self::InvalidateBasePageOnly | Self::ProtectBasePageOnly | Self::EnterBasePageOnly => "64k",
+            Self::HalfCopied | Self::HalfZeroed | Self::NeighbourMapped => "2m",
+            _ => "4k",
+        }
+    }
+
     /// The reference driver with this defect, in a form where it shows.
     pub fn target(self) -> Option<Target> {
         let builder = Reference::builder().defect(self);

@@ -58,7 +58,7 @@ fn caught(defect: Defect) -> Result<(), String> {
 
 fn run(defect: Defect) -> std::io::Result<Output> {
     let mut child = Command::new(std::env::current_exe()?)
-        .args(["--filter", defect.caught_by(), "--page-size", "4k"])
+        .args(["--filter", defect.caught_by(), "--page-size", defect.page_size()])
         .env(DEFECT, defect.name())
         .stdout(std::process::Stdio::piped())
         .stderr(std::process::Stdio::piped())

@@ -15,7 +15,8 @@ impl Reference {
         let aligned = PageSize::from_bytes(len.get()).is_some() && at.addr.is_multiple_of(len.get());
         let pointer = match at.hnode {
             HnodeId::HOST => Some(std::ptr::with_exposed_provenance_mut(at.addr as usize)),
-            _ => self.pointer(at.addr, len.get()),
+            // The memory of another device is out of reach.
+            hnode => self.memory_of(hnode).and_then(|_| self.pointer(at.addr, len.get())),
         };
         pointer.filter(|_| aligned).ok_or_else(|| self.protocol_error(format_args!("a copy of {len} at {at:?}")))
     }
@@ -31,10 +32,13 @@ impl Reference {
 impl CopyEngine for Reference {
     fn zero(&self, dst: PhysAddr, len: ByteLen) -> Result<(), DeviceError> {
         let dst = self.copy_pointer(dst, len)?;
-        if !self.has(Defect::BlankNotZeroed) {
-            // SAFETY: the core owns the frame, nobody can reach it now, and `copy_pointer` saw that it is inside our memory.
-            unsafe { dst.write_bytes(0, len.get() as usize) };
-        }
+        let zeroed = match () {
+            () if self.has(Defect::BlankNotZeroed) => 0,
+            () if self.has(Defect::HalfZeroed) => len.get() / 2,
+            () => len.get(),
+        };
+        // SAFETY: the core owns the frame, nobody can reach it now, and `copy_pointer` saw that it is inside our memory.
+        unsafe { dst.write_bytes(0, zeroed as usize) };
         Ok(())
     }
 

@@ -89,6 +89,10 @@ impl Mmu for Reference {
         {
             state.table.put(Entry { page: beside, frame: neighbour, prot: mapping.prot, accessed: false });
         }
+        let page = match VirtRange::page(mapping.va, PageSize::Size4K) {
+            Some(first) if self.has(Defect::EnterBasePageOnly) => first,
+            _ => page,
+        };
         let entry = Entry { page, frame, prot: mapping.prot, accessed: false };
         let entered = state.enter(self, entry);
         drop(state);
@@ -127,8 +131,13 @@ impl Mmu for Reference {
         let pmap = self.pmap(pmap)?;
         self.check_range("pmap_protect", &pmap, range)?;
         let mut state = self.alive(&pmap)?;
-        if !self.has(Defect::ProtectIgnored) {
-            state.table.inside(range).iter_mut().for_each(|entry| entry.prot = prot);
+        if self.has(Defect::ProtectingAbsentIsAnError) && state.table.inside(range).is_empty() {
+            return Err(DeviceError::BadRequest);
+        }
+        match () {
+            () if self.has(Defect::ProtectIgnored) => {}
+            () if self.has(Defect::ProtectBasePageOnly) => state.split_first_of_each(range, Some(prot)),
+            () => state.table.inside(range).iter_mut().for_each(|entry| entry.prot = prot),
         }
         Ok(())
     }
@@ -139,8 +148,10 @@ impl Mmu for Reference {
         self.be_late(Defect::AnswersLate);
         self.be_late(Defect::NeverAnswers);
         let mut state = self.alive(&pmap)?;
-        if !self.has(Defect::StaleTlb) && state.late.is_none() {
-            state.tlb.forget(range);
+        match () {
+            () if self.has(Defect::StaleTlb) || state.late.is_some() => {}
+            () if self.has(Defect::InvalidateBasePageOnly) => state.tlb.forget_first_of_each(range),
+            () => state.tlb.forget(range),
         }
         Ok(())
     }

@@ -91,9 +91,25 @@ impl State {
     pub(super) fn release(&mut self, device: &Reference, range: VirtRange) {
         match self.table.inside(range).first().map(|e| e.page) {
             Some(first) if device.has(Defect::ReleaseFirstPageOnly) => self.table.remove(first),
+            Some(_) if device.has(Defect::ReleaseBasePageOnly) => self.split_first_of_each(range, None),
             _ => self.table.remove(range),
         }
         self.hidden.retain(|va, _| *va < range.start().get() || *va >= range.end().get());
+    }
+
+    /// Gives the first 4 KiB of every page of `range` this access, or takes them out, as a broken driver does.
+    pub(super) fn split_first_of_each(&mut self, range: VirtRange, prot: Option<Prot>) {
+        let entries = self.table.inside(range).to_vec();
+        self.table.remove(range);
+        for entry in entries {
+            let tail = entry.tail();
+            let end = tail.map_or(entry.page.end(), |tail| tail.page.start());
+            let first = prot.zip(VirtRange::new(entry.page.start(), end)).map(|(prot, page)| Entry { page, prot, ..entry });
+            for part in first.into_iter().chain(tail) {
+                // It has room for every 4 KiB of the device.
+                let _ = self.table.put(part);
+            }
+        }
     }
 
     /// Does what a broken driver put off.

@@ -2,7 +2,7 @@
 //!
 //! Its room is taken when it is made, because entering and releasing lie on the fault path, where nothing may be allocated.
 
-use gmem::hal::{PhysAddr, Prot, VirtRange};
+use gmem::hal::{PageSize, PhysAddr, Prot, VirtAddr, VirtRange};
 
 /// A mapped page, of any size.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -17,6 +17,15 @@ pub(super) struct Entry {
 /// The entries, by address, disjoint.
 pub(super) struct Table {
     entries: Vec<Entry>,
+}
+
+impl Entry {
+    /// What of it lies behind its first 4 KiB.
+    pub(super) fn tail(&self) -> Option<Self> {
+        let base = PageSize::Size4K.bytes();
+        let page = VirtRange::new(VirtAddr::new(self.page.start().get() + base), self.page.end())?;
+        (page.len().get() > 0).then_some(Self { page, frame: PhysAddr { addr: self.frame.addr + base, ..self.frame }, ..*self })
+    }
 }
 
 impl Table {
@@ -74,7 +83,7 @@ impl Table {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use gmem::hal::{ByteLen, HnodeId, VirtAddr};
+    use gmem::hal::{ByteLen, HnodeId};
 
     fn range(page: u64, pages: u64) -> VirtRange {
         VirtRange::from_len(VirtAddr::new(page << 12), ByteLen(pages << 12)).expect("a small range")

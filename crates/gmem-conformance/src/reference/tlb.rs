@@ -40,6 +40,13 @@ impl Tlb {
         self.cached.retain(|e| !e.page.overlaps(range));
     }
 
+    /// Drops of every translation that `range` covers the first 4 KiB, as a broken device does.
+    pub(super) fn forget_first_of_each(&mut self, range: VirtRange) {
+        let tails: Vec<Entry> = self.cached.iter().filter(|e| e.page.overlaps(range)).filter_map(Entry::tail).collect();
+        self.forget(range);
+        self.cached.extend(tails);
+    }
+
     /// Drops every translation.
     pub(super) fn clear(&mut self) {
         self.cached.clear();
