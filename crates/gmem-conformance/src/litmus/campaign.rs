@@ -127,7 +127,7 @@ impl Run<'_> {
             Some(_) => vec![Kind::Exclusive; count],
             None => plan::devices(&mut rng, count),
         };
-        let world = World::new(&kinds, self.campaign.defect);
+        let world = World::new(&kinds, plan::largest(&mut rng, &kinds), self.campaign.defect);
         let world = world.map_err(|e| Trouble::Gmem(format!("making the world of round {first}, devices {kinds:?}"), e))?;
         self.dog.set_processes(world.processes());
         Ok(world)
@@ -138,7 +138,7 @@ impl Run<'_> {
         let mut rng = Rng::stream(self.campaign.seed, 2 * number);
         let test = tally.test;
         let kinds = world.kinds();
-        let plan = Plan::draw(&mut rng, test, &kinds, self.campaign.defect.is_some());
+        let plan = Plan::draw(&mut rng, test, &kinds, world.largest, self.campaign.defect.is_some());
         let place = || format!("round {number} of {}, {}", test.name, plan.text(&kinds));
         let _step = self.dog.step(place());
         let tag = (number as u32).wrapping_mul((ITERATIONS * PLACES) as u32);

@@ -100,14 +100,20 @@ pub(crate) fn devices(rng: &mut Rng, count: usize) -> Vec<Kind> {
     (0..count).map(|_| rng.one(kinds)).collect()
 }
 
+/// The largest page of a world's regions. A peer counts its pages itself, so it evicts if it has been given little memory for pages of this size.
+pub(crate) fn largest(rng: &mut Rng, devices: &[Kind]) -> PageSize {
+    let sizes = [PageSize::Size4K, PageSize::Size64K, PageSize::Size2M];
+    if devices.contains(&Kind::Peer) { rng.one(&sizes) } else { PageSize::Size2M }
+}
+
 impl Plan {
-    /// Draws a round of `test` in a world of these devices. `plain` leaves out what a driver that is broken on purpose cannot serve.
-    pub(crate) fn draw(rng: &mut Rng, test: &Test, devices: &[Kind], plain: bool) -> Self {
+    /// Draws a round of `test` in a world of these devices, whose pages are of size `bound` at most. `plain` leaves out what a driver that is broken on purpose cannot serve.
+    pub(crate) fn draw(rng: &mut Rng, test: &Test, devices: &[Kind], bound: PageSize, plain: bool) -> Self {
         let roles = roles(rng, test.programs.len(), devices);
         let traffic = traffic(&roles, devices);
         let private = !plain && !devices.contains(&Kind::Replicate);
         let places = test.places();
-        let regions: Vec<_> = (0..1 + rng.below(places as u64)).map(|_| region(rng, private, plain)).collect();
+        let regions: Vec<_> = (0..1 + rng.below(places as u64)).map(|_| region(rng, bound, private, plain)).collect();
         let largest = regions.iter().map(|r| r.size).max().unwrap_or(PageSize::Size4K);
         let iterations = match (traffic, largest) {
             (Traffic::OneTable | Traffic::OneHome, _) => super::block::ITERATIONS,
@@ -210,8 +216,9 @@ fn traffic(roles: &[Role], devices: &[Kind]) -> Traffic {
     }
 }
 
-fn region(rng: &mut Rng, private: bool, plain: bool) -> RegionPlan {
-    let size = rng.one(&[PageSize::Size4K, PageSize::Size4K, PageSize::Size4K, PageSize::Size64K, PageSize::Size64K, PageSize::Size2M]);
+fn region(rng: &mut Rng, bound: PageSize, private: bool, plain: bool) -> RegionPlan {
+    let size =
+        rng.one(&[PageSize::Size4K, PageSize::Size4K, PageSize::Size4K, PageSize::Size64K, PageSize::Size64K, PageSize::Size2M]).min(bound);
     let (shared, service) = (Backing::Shared, Delivery::Service);
     let kinds = [(shared, service), (shared, Delivery::InThread), (Backing::Private, service)];
     let (backing, delivery) = rng.one(&kinds[..if plain { 1 } else { 2 + usize::from(private) }]);
@@ -230,7 +237,9 @@ mod tests {
             let count = 1 + rng.below(4) as usize;
             let devices = devices(&mut rng, count);
             let test = &TESTS[seed as usize % TESTS.len()];
-            let plan = Plan::draw(&mut rng, test, &devices, false);
+            let bound = largest(&mut rng, &devices);
+            let plan = Plan::draw(&mut rng, test, &devices, bound, false);
+            assert!(plan.largest_page() <= bound.bytes(), "a peer has no room for such pages: {plan:?}");
             assert_eq!(plan.roles.len(), test.programs.len());
             assert!(plan.roles.iter().any(|role| matches!(role, Role::Core { .. })), "{plan:?}");
             let cores: Vec<_> = plan.roles.iter().filter(|role| **role != Role::Cpu).collect();
