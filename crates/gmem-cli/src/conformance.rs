@@ -3,7 +3,7 @@
 use crate::args::ConformanceArgs;
 use crate::failure::Failure;
 use crate::output;
-use gmem_conformance::{checks, conclude, list, run, shipped};
+use gmem_conformance::{checks, conclude, list, ready, run_aloud, shipped};
 
 /// Runs the checks that were asked for, and fails if one of them does.
 pub(crate) fn conformance(args: &ConformanceArgs) -> Result<(), Failure> {
@@ -19,13 +19,14 @@ pub(crate) fn conformance(args: &ConformanceArgs) -> Result<(), Failure> {
     if options.list {
         return output::line(&listed);
     }
-    let report = run(&shipped(&args.device), &checks, options);
+    ready().map_err(Failure::Failed)?;
+    let report = run_aloud(&shipped(&args.device), &checks, options);
     if report.rows.is_empty() {
         return Err(Failure::Usage(format!("--device {} has none of the modes or page sizes asked for", args.device)));
     }
     output::line(&conclude(&report, options))?;
     match report.failed {
         0 => Ok(()),
-        failed => Err(Failure::Failed(format!("{failed} of {} checks failed", report.rows.len()))),
+        failed => Err(Failure::Failed(format!("{failed} of {} checks failed", failed + report.passed))),
     }
 }

@@ -6,8 +6,8 @@
 //! gmem_conformance::main!(gmem_conformance::Discrete);
 //! ```
 //!
-//! with `harness = false` in its manifest. Every [`Check`] then runs in every mode, with every page size and in every shape of the device where its rule has a meaning, in a process
-//! of its own, and a table says what passed, what failed and which rule was broken, and what does not apply and why.
+//! with `harness = false` in its manifest. Every [`Check`] then runs in every mode, with every page size and in every shape of the device where its rule has a meaning, in processes
+//! beside, each of which is used until a check fails in it, and a table says what passed, what failed and which rule was broken, and what does not apply and why.
 
 mod case;
 mod check;
@@ -30,7 +30,7 @@ pub mod world;
 pub use case::Case;
 pub use check::{Applies, Check, Outcome, Stop};
 pub use defect::Defect;
-pub use main_of::{conclude, list, main_of};
+pub use main_of::{conclude, list, main_of, ready, run_aloud};
 pub use observe::Observed;
 pub use options::{ModeName, Options, SizeName};
 pub use reference::{AccessFault, Reference, ReferenceBuilder, ReferenceSubject};

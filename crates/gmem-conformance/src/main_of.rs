@@ -6,6 +6,7 @@ use crate::options::Options;
 use crate::report::Report;
 use crate::target::Target;
 use clap::Parser;
+use indicatif::{ProgressBar, ProgressStyle};
 use std::fmt::Write as _;
 use std::io::Write as _;
 use std::process::ExitCode;
@@ -39,24 +40,67 @@ struct Arguments {
 /// Runs every check on `targets`, as the process's arguments say. What [`crate::main!`] expands to.
 pub fn main_of(targets: Vec<Target>) -> ExitCode {
     let arguments = Arguments::parse();
-    let mut options = arguments.options;
-    let checks = checks::all();
+    if arguments.ignored {
+        // No check is marked so.
+        return ExitCode::SUCCESS;
+    }
+    let options = arguments.options;
+    let mut checks = checks::all();
     if !options.filter.is_empty() && !checks.iter().any(|check| options.wants_check(check.name)) {
         eprintln!("no check has a name that contains `{}`; --list says which there are", options.filter.join("` or `"));
         return ExitCode::from(2);
     }
-    options.filter.extend(arguments.name);
+    if let Some(name) = arguments.name {
+        // Both must fit, as everywhere.
+        checks.retain(|check| check.name.contains(&name) && (!arguments.exact || check.name == name));
+    }
     if options.list {
         print(&list(&checks, &options));
         return ExitCode::SUCCESS;
+    }
+    if let Err(why) = ready() {
+        eprintln!("{why}");
+        return ExitCode::FAILURE;
     }
     if targets.is_empty() {
         eprintln!("the subject can make no device of any shape, so nothing could be checked");
         return ExitCode::from(2);
     }
-    let report = crate::run(&targets, &checks, &options);
+    let report = run_aloud(&targets, &checks, &options);
     print(&conclude(&report, &options));
-    ExitCode::from(u8::from(report.failed > 0))
+    match report.passed + report.failed {
+        0 if options.filter.is_empty() => {
+            eprintln!("nothing was checked: no check has a meaning for what can be made here");
+            ExitCode::from(2)
+        }
+        _ => ExitCode::from(u8::from(report.failed > 0)),
+    }
+}
+
+/// Says why nothing could be checked at all, whatever the driver does.
+///
+/// # Errors
+/// What to do about it: gmem is switched off, or this machine does not permit it.
+pub fn ready() -> Result<(), String> {
+    if crate::runner::is_check_process() {
+        return Ok(());
+    }
+    gmem::Gmem::new().map(drop).map_err(|error| error.to_string())
+}
+
+/// Runs the checks, shows how far they are on a terminal, and prints each failure as it comes, unless the result is to be one JSON object.
+pub fn run_aloud(targets: &[Target], checks: &[Check], options: &Options) -> Report {
+    let bar = ProgressBar::new(0);
+    bar.set_style(ProgressStyle::with_template("{pos}/{len} checks {wide_bar}").unwrap_or_else(|_| ProgressStyle::default_bar()));
+    let report = crate::run(targets, checks, options, &|row, of| {
+        bar.set_length(of as u64);
+        bar.inc(1);
+        if let Some(failure) = row.failure().filter(|_| !options.json) {
+            bar.suspend(|| print(&failure));
+        }
+    });
+    bar.finish_and_clear();
+    report
 }
 
 /// The report as the options want it.
@@ -64,8 +108,14 @@ pub fn conclude(report: &Report, options: &Options) -> String {
     if options.json { report.json() } else { report.text() }
 }
 
-/// The checks that the options want, with their rules and where those are written.
+/// The checks that the options want, with their rules and where those are written; nothing if there is none.
 pub fn list(checks: &[Check], options: &Options) -> String {
+    if options.json {
+        let wanted = checks.iter().filter(|check| options.wants_check(check.name));
+        let rows: Vec<_> =
+            wanted.map(|check| serde_json::json!({ "check": check.name, "rule": check.rule, "where": check.place })).collect();
+        return if rows.is_empty() { String::new() } else { serde_json::Value::from(rows).to_string() };
+    }
     let mut text = String::new();
     for check in checks.iter().filter(|check| options.wants_check(check.name)) {
         let _ = writeln!(text, "{}\n  {}\n  {}", check.name, check.rule, check.place);

@@ -22,6 +22,9 @@ pub struct Options {
     /// Say which checks there are and what they enforce, and run none
     #[arg(long)]
     pub list: bool,
+    /// Run all checks, however many were not done in time
+    #[arg(long)]
+    pub keep_going: bool,
     /// Seconds that one check may take
     #[arg(long, value_name = "SECONDS", default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=3600))]
     pub time_limit: u64,

@@ -15,6 +15,8 @@ pub enum Verdict {
     Failed(String),
     /// The rule has no meaning here, and why.
     NotApplicable(String),
+    /// Too many checks before it were not done in time.
+    NotRun,
 }
 
 /// A line of the report.
@@ -49,6 +51,8 @@ pub struct Report {
     pub failed: usize,
     /// How many have no meaning.
     pub not_applicable: usize,
+    /// How many were not run, because too many before them were not done in time.
+    pub not_run: usize,
     /// Every row.
     pub rows: Vec<Row>,
     /// How long it took.
@@ -62,6 +66,7 @@ impl Report {
             passed: count(|v| matches!(v, Verdict::Passed)),
             failed: count(|v| matches!(v, Verdict::Failed(_))),
             not_applicable: count(|v| matches!(v, Verdict::NotApplicable(_))),
+            not_run: count(|v| matches!(v, Verdict::NotRun)),
             rows,
             seconds,
         }
@@ -75,13 +80,19 @@ impl Report {
         serde_json::to_string(self).expect("a report is strings and numbers")
     }
 
-    /// As a table for a person: a line per check with its counts, then the reasons why some do not apply, then each failure with the rule it broke.
+    /// As a table for a person: a line per check with its counts, then the reasons why some do not apply, then which failed; [`Row::failure`] says why.
     pub fn text(&self) -> String {
         let mut text = String::new();
         self.table(&mut text);
         self.reasons(&mut text);
         self.failures(&mut text);
-        let Self { passed, failed, not_applicable, seconds, .. } = self;
+        let Self { passed, failed, not_applicable, not_run, seconds, .. } = self;
+        if *not_run > 0 {
+            let _ = writeln!(
+                text,
+                "\n{not_run} checks were not run, because so many were not done in time; --keep-going runs them all the same"
+            );
+        }
         let _ = write!(text, "\n{passed} passed, {failed} failed, {not_applicable} not applicable, in {seconds:.1} s");
         text
     }
@@ -98,6 +109,7 @@ impl Report {
                 Verdict::Passed => count[0] += 1,
                 Verdict::Failed(_) => count[1] += 1,
                 Verdict::NotApplicable(_) => count[2] += 1,
+                Verdict::NotRun => {}
             }
         }
         let width = order.iter().map(|name| name.len()).max().unwrap_or(0).max(5);
@@ -124,16 +136,23 @@ impl Report {
     }
 
     fn failures(&self, text: &mut String) {
-        for row in &self.rows {
-            if let Verdict::Failed(what) = &row.verdict {
-                let _ = writeln!(text, "\nFAILED {} ({})", row.check, row.circumstances());
-                let _ = writeln!(text, "  rule:  {}\n  where: {}\n  seen:  {}", row.rule, row.place, what.replace('\n', "\n         "));
-            }
+        let failed = self.rows.iter().filter(|row| matches!(row.verdict, Verdict::Failed(_)));
+        for (n, row) in failed.enumerate() {
+            let title = if n == 0 { "\nfailed, as told above:\n" } else { "" };
+            let _ = writeln!(text, "{title}  {} ({})", row.check, row.circumstances());
         }
     }
 }
 
 impl Row {
+    /// If it failed: the rule that was broken, where that is written, and what was seen.
+    pub fn failure(&self) -> Option<String> {
+        let Verdict::Failed(what) = &self.verdict else { return None };
+        let Self { check, rule, place, .. } = self;
+        let what = what.replace('\n', "\n         ");
+        Some(format!("FAILED {check} ({})\n  rule:  {rule}\n  where: {place}\n  seen:  {what}\n", self.circumstances()))
+    }
+
     /// The device, mode and page size, for a person.
     fn circumstances(&self) -> String {
         match self.page_size {

@@ -46,10 +46,17 @@ fn prints(_: &Case<'_>) -> Outcome {
     Ok(())
 }
 
+/// Set in the process that tests how many checks may be late.
+const LATE: &str = "GMEM_RUNNER_TEST_LATE";
+
 fn main() -> ExitCode {
+    if std::env::var_os(LATE).is_some() {
+        return late();
+    }
     // In a check process this does not return.
-    let report = run(&shipped("discrete"), &PLANTED, &Options { time_limit: 3, ..Options::default() });
+    let report = run(&shipped("discrete"), &PLANTED, &Options { time_limit: 3, ..Options::default() }, &|_, _| ());
     verdicts(&report);
+    late_checks_end_the_run();
     nothing_is_left();
     the_checks_are_well_formed();
     the_page_on_writing_a_device_shows_what_is_tested();
@@ -80,9 +87,25 @@ fn verdicts(report: &Report) {
     for name in ["passes", "prints"] {
         assert!(rows(report, name).iter().all(|row| row.verdict == Verdict::Passed), "{name}: {:?}", rows(report, name));
     }
+    let failure = rows(report, "hangs")[0].failure().unwrap_or_default();
+    assert!(failure.starts_with("FAILED hangs (discrete, exclusive)\n  rule:  A rule.\n  where: Here.\n  seen:  not done"), "{failure}");
     let text = report.text();
-    assert!(text.contains("FAILED hangs (discrete, exclusive)\n  rule:  A rule.\n  where: Here.\n"), "{text}");
+    assert!(text.contains("\nfailed, as told above:\n  fails (discrete, exclusive)\n"), "{text}");
     assert!(text.contains("  has no meaning: it never does (discrete, exclusive; discrete, replicate)\n"), "{text}");
+}
+
+/// A driver that answers nothing does not keep its author waiting for every check. Run by a process of its own, whose check processes make the same plan.
+fn late_checks_end_the_run() {
+    let status = std::process::Command::new(std::env::current_exe().expect("the test binary")).env(LATE, "1").status();
+    assert!(status.expect("it can be started").success());
+}
+
+fn late() -> ExitCode {
+    let checks = ["one", "two", "three", "four", "five"].map(|name| check(name, hangs));
+    let report = run(&shipped("discrete"), &checks, &Options { time_limit: 1, ..Options::default() }, &|_, _| ());
+    assert!(report.failed >= 6 && report.not_run > 0 && report.failed + report.not_run == 10, "{}", report.text());
+    assert!(report.text().contains("--keep-going runs them all the same"), "{}", report.text());
+    ExitCode::SUCCESS
 }
 
 /// No process of a check and no device of one outlives the run.

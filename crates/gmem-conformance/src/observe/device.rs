@@ -111,7 +111,8 @@ impl Device for Observed {
     fn fence(&self, pmap: PmapId) -> Result<(), DeviceError> {
         let before = |shadow: &mut super::Shadow| match shadow.tables.get_mut(&pmap) {
             Some(table) => {
-                if std::mem::replace(&mut table.fenced, true) {
+                table.fenced = true;
+                if std::mem::replace(&mut table.asked_to_stop, true) {
                     shadow.breach(rules::FENCE_ONCE, format_args!("{pmap} is fenced again"));
                 }
             }

@@ -76,6 +76,7 @@ impl Mmu for Observed {
     }
 
     fn pmap_protect(&self, pmap: PmapId, range: VirtRange, prot: Prot) -> Result<(), DeviceError> {
+        let absent = self.shadow().pages_in(pmap, range).is_empty();
         let after = |shadow: &mut super::Shadow, answer: &Result<(), DeviceError>| match answer {
             Ok(()) => shadow.change(pmap, range, |page| {
                 page.lowered |= page.prot.contains(Prot::WRITE) && !prot.contains(Prot::WRITE);
@@ -83,6 +84,8 @@ impl Mmu for Observed {
                 page.prot = prot;
             }),
             Err(DeviceError::Dead) => shadow.died(pmap),
+            Err(DeviceError::NoAnswer) => {}
+            Err(error) if absent => shadow.breach(rules::ABSENT, format_args!("pmap_protect of {range}: {error}")),
             Err(_) => {}
         };
         let page = Some((pmap, range, Kind::Other));

@@ -231,8 +231,6 @@ impl Observed {
             }
             for name in late {
                 shadow.breach(rules::ANSWERS, format_args!("{name} has not answered for {} s", ANSWER_LIMIT.as_secs()));
-                // Whoever waits for the answer cannot say so.
-                eprintln!("{}", shadow.breaches.last().map(ToString::to_string).unwrap_or_default());
             }
             drop(shadow);
             drop(observed);

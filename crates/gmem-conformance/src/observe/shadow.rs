@@ -48,7 +48,12 @@ pub(super) struct Table {
     mode: Mode,
     base: Option<PhysAddr>,
     pub(super) pages: BTreeMap<u64, Mapped>,
+    /// The core has given it up, or it died.
     pub(super) fenced: bool,
+    /// The driver was asked to stop it.
+    pub(super) asked_to_stop: bool,
+    /// It is certain to touch nothing any more.
+    dead: bool,
     /// Its destruction was asked for, whatever came of it.
     pub(super) destroyed: bool,
     pub(super) reserved: Vec<VirtRange>,
@@ -80,6 +85,8 @@ impl Table {
             base,
             pages: BTreeMap::new(),
             fenced: false,
+            asked_to_stop: false,
+            dead: false,
             destroyed: false,
             reserved: Vec::new(),
         }
@@ -98,7 +105,10 @@ impl Shadow {
         let seen = seen.to_string();
         // The first few say it all.
         if self.breaches.len() < 64 {
-            self.breaches.push(Breach { rule, seen });
+            let breach = Breach { rule, seen };
+            // Whoever made the call may hang or crash next, and then say nothing.
+            eprintln!("{breach}");
+            self.breaches.push(breach);
         }
     }
 
@@ -182,7 +192,8 @@ impl Shadow {
     }
 
     pub(super) fn insert(&mut self, pmap: PmapId, va: u64, page: Mapped) {
-        let Some(table) = self.tables.get_mut(&pmap) else { return };
+        // What a call entered that ends after the context's death nobody can touch.
+        let Some(table) = self.tables.get_mut(&pmap).filter(|table| !table.dead) else { return };
         let old = table.pages.insert(va, page);
         self.forget_user(pmap, va, old);
         if let Some(frame) = page.frame {
@@ -209,7 +220,7 @@ impl Shadow {
     /// The context is certain to touch nothing any more: what it had is free.
     pub(super) fn died(&mut self, pmap: PmapId) {
         let Some(table) = self.tables.get_mut(&pmap) else { return };
-        table.fenced = true;
+        (table.fenced, table.dead) = (true, true);
         let all = table.range;
         self.pages_in(pmap, all).into_iter().for_each(|va| self.remove(pmap, va));
     }

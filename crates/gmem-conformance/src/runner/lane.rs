@@ -11,18 +11,19 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-/// How many lines of what a check printed are kept for a report of its failure.
+/// How many of the last lines that a check printed are kept for a report of its failure.
 const KEPT_LINES: usize = 20;
 
 /// Runs jobs one after another.
 pub(crate) struct Lane {
     limit: Duration,
     process: Option<Process>,
+    late: bool,
 }
 
 struct Process {
     child: Child,
-    jobs: Option<ChildStdin>,
+    jobs: ChildStdin,
     verdicts: Receiver<Verdict>,
     said: Arc<Mutex<Vec<String>>>,
     readers: Vec<JoinHandle<()>>,
@@ -30,7 +31,12 @@ struct Process {
 
 impl Lane {
     pub(crate) fn new(limit: Duration) -> Self {
-        Self { limit, process: None }
+        Self { limit, process: None, late: false }
+    }
+
+    /// Whether the last job was not done in time.
+    pub(crate) fn is_late(&self) -> bool {
+        self.late
     }
 
     /// Runs job `number` in a check process. One that fails a job is not used again: what the check left behind would meet the next.
@@ -40,8 +46,9 @@ impl Lane {
             Err(e) => return Verdict::Failed(format!("no process for the check: {e}")),
         };
         process.said().clear();
+        self.late = false;
         // If it does not read, it has ended, which the wait for its verdict notices.
-        let _ = process.jobs.as_mut().map(|jobs| writeln!(jobs, "{number}"));
+        let _ = writeln!(process.jobs, "{number}");
         match process.verdicts.recv_timeout(self.limit) {
             Ok(Verdict::Failed(what)) => Verdict::Failed(what),
             Ok(verdict) => {
@@ -49,6 +56,7 @@ impl Lane {
                 verdict
             }
             Err(RecvTimeoutError::Timeout) => {
+                self.late = true;
                 let waiting = who_waits::of(process.child.id());
                 let said = process.last_words();
                 Verdict::Failed(format!("not done within {} s{said}\n{waiting}", self.limit.as_secs()))
@@ -82,7 +90,7 @@ impl Process {
             .spawn()?;
         let said = Arc::new(Mutex::new(Vec::new()));
         let (tell, verdicts) = channel();
-        let jobs = child.stdin.take();
+        let jobs = child.stdin.take().ok_or_else(|| std::io::Error::other("no pipe to the process"))?;
         let mut readers = Vec::new();
         if let Some(out) = child.stdout.take() {
             let said = said.clone();
@@ -123,15 +131,17 @@ impl Process {
 
 fn keep(said: &Mutex<Vec<String>>, line: String) {
     let mut said = said.lock().unwrap_or_else(PoisonError::into_inner);
-    if !line.is_empty() && said.len() < KEPT_LINES {
+    if !line.is_empty() {
+        if said.len() == KEPT_LINES {
+            said.remove(0);
+        }
         said.push(line);
     }
 }
 
 impl Drop for Process {
     fn drop(&mut self) {
-        // An idle one ends at the end of its input; one that hangs has to be killed, and the devices it has end when it does.
-        drop(self.jobs.take());
+        // One that hangs has to be killed, and its devices end when it does; an idle one has nothing to lose.
         let _ = self.child.kill();
         let _ = self.child.wait();
         self.join();

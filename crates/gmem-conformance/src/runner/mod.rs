@@ -11,7 +11,7 @@ pub(crate) mod who_waits;
 use crate::check::Check;
 use crate::job::{Job, plan};
 use crate::options::Options;
-use crate::report::{Report, Row};
+use crate::report::{Report, Row, Verdict};
 use crate::target::Target;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -23,23 +23,32 @@ pub(crate) const CHILD: &str = "GMEM_CONFORMANCE_CHILD";
 /// The most check processes at a time: they wait more than they compute, but each has a device's memory.
 const MOST_LANES: usize = 4;
 
-/// Runs what `options` wants of `checks` on `targets`. In a check process this does not return.
-pub fn run(targets: &[Target], checks: &[Check], options: &Options) -> Report {
+/// After so many checks that were not done in time the others are not run, unless told otherwise: a driver that answers nothing would keep everybody waiting.
+const MOST_LATE: usize = 6;
+
+/// Runs what `options` wants of `checks` on `targets`, and calls `tell` with each check that ended and how many there are. In a check process this does not return.
+pub fn run(targets: &[Target], checks: &[Check], options: &Options, tell: &(dyn Fn(&Row, usize) + Sync)) -> Report {
     let jobs = plan(targets, checks, options);
     child::serve_if_asked(&jobs);
     let began = Instant::now();
     let lanes = std::thread::available_parallelism().map_or(1, usize::from).clamp(1, MOST_LANES);
     let rows: Mutex<Vec<Option<Row>>> = Mutex::new(jobs.iter().map(unmeaning).collect());
-    let next = AtomicUsize::new(0);
+    let (next, late) = (AtomicUsize::new(0), AtomicUsize::new(0));
     let limit = std::time::Duration::from_secs(options.time_limit);
+    let of = jobs.iter().filter(|job| job.reason_not_to.is_none()).count();
     std::thread::scope(|threads| {
         for _ in 0..lanes {
             threads.spawn(|| {
                 let mut lane = lane::Lane::new(limit);
                 while let Some((number, job)) = take(&jobs, &next) {
                     let began = Instant::now();
-                    let verdict = lane.run(number);
+                    let verdict = match late.load(Ordering::Relaxed) {
+                        MOST_LATE.. if !options.keep_going => Verdict::NotRun,
+                        _ => lane.run(number),
+                    };
+                    late.fetch_add(usize::from(lane.is_late() && matches!(verdict, Verdict::Failed(_))), Ordering::Relaxed);
                     let row = job.row(verdict, began.elapsed().as_secs_f64());
+                    tell(&row, of);
                     rows.lock().expect("no lane panics with the rows").as_mut_slice()[number] = Some(row);
                 }
             });
@@ -49,9 +58,14 @@ pub fn run(targets: &[Target], checks: &[Check], options: &Options) -> Report {
     Report::new(rows.into_iter().flatten().collect(), began.elapsed().as_secs_f64())
 }
 
+/// Whether this process was started to run checks for another one.
+pub(crate) fn is_check_process() -> bool {
+    std::env::var_os(CHILD).is_some()
+}
+
 /// The row of a job that need not run.
 fn unmeaning(job: &Job<'_>) -> Option<Row> {
-    job.reason_not_to.as_ref().map(|why| job.row(crate::report::Verdict::NotApplicable(why.clone()), 0.0))
+    job.reason_not_to.as_ref().map(|why| job.row(Verdict::NotApplicable(why.clone()), 0.0))
 }
 
 /// The next job that has to run.

@@ -7,7 +7,7 @@ use crate::subject::{Cannot, Shape, Subject, fault_of};
 use crate::target::Target;
 use bytes::Bytes;
 use gmem::hal::FaultError;
-use gmem::{Access, Args, ByteLen, Context, Kernel, VirtAddr, accel};
+use gmem::{Access, Args, ByteLen, Context, Kernel, PageSize, VirtAddr, accel};
 use std::sync::Arc;
 
 /// The software accelerator in a process of its own, in every shape.
@@ -21,16 +21,19 @@ pub struct Integrated;
 /// The names of the targets that [`shipped`] makes.
 pub const SHIPPED: [&str; 4] = ["discrete", "discrete-no-replay", "peer", "integrated"];
 
-/// The shipped target of this name, or all of them for `"all"`.
+/// The shipped target of this name, or all of them for `"all"`; none for any other name.
+///
+/// # Panics
+/// If the system refuses the memory or the descriptors for one.
 pub fn shipped(name: &str) -> Vec<Target> {
     let make = |name: &str| match name {
-        "discrete" => Target::new(name, Arc::new(Discrete), true, false).ok(),
-        "discrete-no-replay" => Target::new(name, Arc::new(Discrete), false, false).ok(),
-        "peer" => Target::new(name, Arc::new(Discrete), true, true).ok(),
-        "integrated" => Target::new(name, Arc::new(Integrated), true, false).ok(),
-        _ => None,
+        "discrete-no-replay" => Target::new(name, Arc::new(Discrete), false, false),
+        "peer" => Target::new(name, Arc::new(Discrete), true, true),
+        "integrated" => Target::new(name, Arc::new(Integrated), true, false),
+        _ => Target::new(name, Arc::new(Discrete), true, false),
     };
-    SHIPPED.iter().filter(|one| name == "all" || name == **one).filter_map(|name| make(name)).collect()
+    let named = SHIPPED.iter().filter(|one| name == "all" || name == **one);
+    named.map(|name| make(name).unwrap_or_else(|cannot| panic!("{name} has this shape: {}", cannot.0))).collect()
 }
 
 impl Subject for Discrete {
@@ -42,7 +45,10 @@ impl Subject for Discrete {
 
     fn device(&self, shape: &Shape) -> Result<Arc<accel::Discrete>, Cannot> {
         let builder = accel::Discrete::builder().memory(shape.memory).cores(1).replay(shape.replay).peer(shape.peer);
-        builder.build().map_err(|_| Cannot("its memory must be a positive multiple of 4 KiB"))
+        if shape.memory == 0 || !shape.memory.is_multiple_of(PageSize::Size4K.bytes()) {
+            return Err(Cannot("its memory must be a positive multiple of 4 KiB"));
+        }
+        Ok(builder.build().unwrap_or_else(|error| panic!("the accelerator cannot be built: {error}")))
     }
 
     fn read(&self, _: &accel::Discrete, context: &Context, va: VirtAddr, bytes: &mut [u8]) -> Result<(), FaultError> {
@@ -69,7 +75,7 @@ impl Subject for Integrated {
         if !shape.replay || shape.peer {
             return Err(Cannot("its faults are the CPU's own: always replayed, and no peer's"));
         }
-        accel::Integrated::builder().cores(1).build().map_err(|_| Cannot("it needs a core"))
+        Ok(accel::Integrated::builder().cores(1).build().unwrap_or_else(|error| panic!("the accelerator cannot be built: {error}")))
     }
 
     fn read(&self, _: &accel::Integrated, context: &Context, va: VirtAddr, bytes: &mut [u8]) -> Result<(), FaultError> {
