@@ -23,8 +23,8 @@ impl Target {
     /// [`Cannot`] if the subject has no such device.
     pub fn new<S: Subject>(label: impl Into<String>, subject: Arc<S>, replay: bool, peer: bool) -> Result<Self, Cannot> {
         let maker = MakerOf(subject);
-        // Only looked at. The size is one that every subject has.
-        let info = maker.make(&Shape { memory: 64 << 20, replay, peer })?.device().info().clone();
+        // Only looked at, in every process of the kit: so little that it costs nothing, so much that every subject has it.
+        let info = maker.make(&Shape { memory: 4 << 20, replay, peer })?.device().info().clone();
         Ok(Self { label: label.into(), replay, peer, maker: Arc::new(maker), info })
     }
 
