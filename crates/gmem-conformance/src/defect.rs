@@ -55,6 +55,10 @@ defects! {
     CopySkipped = "copy-skipped", Plain, "copies-are-whole";
     /// Half of a page is copied.
     HalfCopied = "half-copied", Plain, "copies-are-whole";
+    /// Half of a page is copied from another device.
+    DirectHalfCopied = "direct-half-copied", Plain, "direct-copies-are-whole";
+    /// Another page is copied from another device than the one asked for.
+    DirectWrongFrame = "direct-wrong-frame", Plain, "direct-copies-are-whole";
     /// The page table is changed only after the copy that follows.
     CopiedBeforeUnmapped = "copied-before-unmapped", Plain, "writers-are-cut-off-before-the-copy";
     /// Some copies fail, and are answered as if they had not.

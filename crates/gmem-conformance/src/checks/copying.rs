@@ -2,9 +2,9 @@
 
 use super::translation::{evict, page};
 use crate::check::{Applies, Check, Outcome, Stop};
-use crate::world::{at, get, get_bytes, part, pattern, same_bytes, set_bytes};
+use crate::world::{Unit, World, at, get, get_bytes, part, pattern, same_bytes, set_bytes};
 use crate::{Case, ensure, ensure_eq};
-use gmem::hal::{Capabilities, Device, FaultError};
+use gmem::hal::{Capabilities, Device, DeviceError, FaultError};
 use gmem::{Prot, Residence, State, VirtAddr};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -15,6 +15,20 @@ pub(super) const CHECKS: &[Check] = &[
         place: "gmem-hal `CopyEngine::copy`",
         applies: Applies::EXCLUSIVE,
         run: copies_are_whole,
+    },
+    Check {
+        name: "direct-copies-are-whole",
+        rule: "A copy from the memory of another device, which the engine says it reaches, brings every byte of the page that was named.",
+        place: "gmem-hal `CopyEngine::reaches`",
+        applies: Applies::EXCLUSIVE.without(Capabilities::PEER),
+        run: direct_copies_are_whole,
+    },
+    Check {
+        name: "failed-direct-copy-loses-nothing",
+        rule: "When a copy from another device's memory fails the access ends with an error, the page stays where it was, and another try brings it.",
+        place: "gmem-hal `CopyEngine::reaches`",
+        applies: Applies::EXCLUSIVE.without(Capabilities::PEER),
+        run: failed_direct_copy_loses_nothing,
     },
     Check {
         name: "every-copy-is-made-or-refused",
@@ -80,6 +94,58 @@ fn copies_are_whole(case: &Case<'_>) -> Outcome {
         world.unit.write(page(&world, &region, n), &up)?;
         evict(&world, 1);
         same_bytes("a page after the copy to its home", &get_bytes(page(&world, &region, n), len), &up)?;
+    }
+    world.verify()
+}
+
+/// Another device in the same world, whose copy engine reaches the memory of the first.
+fn connected(case: &Case<'_>, world: &World, pages: u64) -> Result<Unit, Stop> {
+    let second = case.unit(&world.gmem, &world.space, pages)?;
+    let reached = world.unit.device.hnodes().into_iter().all(|hnode| second.observed.copy_engine().reaches(hnode));
+    if reached { Ok(second) } else { Err(Stop::NotApplicable("its copy engine reaches no other device's memory".into())) }
+}
+
+fn direct_copies_are_whole(case: &Case<'_>) -> Outcome {
+    const PAGES: u64 = 4;
+    let world = case.world(PAGES)?;
+    let second = connected(case, &world, PAGES)?;
+    let region = world.region(PAGES)?;
+    let len = world.page() as usize;
+    for (n, round) in (0..PAGES).zip(1..) {
+        world.unit.write(page(&world, &region, n), &pattern(80 + n, len))?;
+        ensure_eq!("pages copied from device to device before", world.gmem.stats().d2d_bytes, (round - 1) * world.page());
+        let mut seen = vec![0; len];
+        second.read(page(&world, &region, n), &mut seen)?;
+        same_bytes("a page after the copy from the first device", &seen, &pattern(80 + n, len))?;
+        ensure_eq!("bytes copied from device to device", world.gmem.stats().d2d_bytes, round * world.page());
+    }
+    for n in 0..PAGES {
+        same_bytes("a page that came by way of two devices", &get_bytes(page(&world, &region, n), len), &pattern(80 + n, len))?;
+    }
+    world.verify()
+}
+
+fn failed_direct_copy_loses_nothing(case: &Case<'_>) -> Outcome {
+    let world = case.world(4)?;
+    let second = connected(case, &world, 4)?;
+    let region = world.region(1)?;
+    let len = world.page() as usize;
+    let mut seen = vec![0; len];
+    for (round, error) in (1..).zip([DeviceError::Unsupported, DeviceError::CopyFailed, DeviceError::NoMemory]) {
+        let bytes = pattern(90 + round, len);
+        world.unit.write(at(&region, 0), &bytes)?;
+        second.observed.fail("copy", 0, error);
+        let failed = second.read(at(&region, 0), &mut seen[..8]);
+        ensure_eq!("failures that did not come to pass", second.observed.cancel_failures(), 0);
+        ensure!(failed.is_err(), "a page is read whose copy failed with {error:?}");
+        ensure!(!second.context.is_fenced() && !world.unit.context.is_fenced(), "a context was fenced for a copy that failed");
+        world.unit.read(at(&region, 0), &mut seen)?;
+        same_bytes("the page as the first device reads it after the failure", &seen, &bytes)?;
+        second.read(at(&region, 0), &mut seen)?;
+        same_bytes("the page as the second device reads it at last", &seen, &bytes)?;
+        second.add(at(&region, 0), 1)?;
+        let first = u64::from_ne_bytes(bytes[..8].try_into().map_err(|_| Stop::Failed("a page is longer than a word".into()))?);
+        ensure_eq!("its first word, added to", get(at(&region, 0)), first.wrapping_add(1));
     }
     world.verify()
 }

@@ -1,8 +1,9 @@
 //! The copy engine.
 
-use super::Reference;
+use super::{Reference, bus};
 use crate::Defect;
 use gmem::hal::{ByteLen, CopyEngine, DeviceError, HnodeId, PageSize, PhysAddr};
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -10,15 +11,29 @@ use std::time::Duration;
 const LATE: Duration = Duration::from_millis(1);
 
 impl Reference {
-    /// A host address is a pointer that the copy engine may use for the length of the call; a device address is one of ours.
-    fn copy_pointer(&self, at: PhysAddr, len: ByteLen) -> Result<*mut u8, DeviceError> {
+    /// A host address is a pointer that the copy engine may use for the length of the call; a device address is one of ours, or of the `other` device.
+    fn copy_pointer(&self, at: PhysAddr, len: ByteLen, other: Option<&Reference>) -> Result<*mut u8, DeviceError> {
         let aligned = PageSize::from_bytes(len.get()).is_some() && at.addr.is_multiple_of(len.get());
         let pointer = match at.hnode {
             HnodeId::HOST => Some(std::ptr::with_exposed_provenance_mut(at.addr as usize)),
-            // The memory of another device is out of reach.
-            hnode => self.memory_of(hnode).and_then(|_| self.pointer(at.addr, len.get())),
+            own if self.memory_of(own).is_some() => self.pointer(at.addr, len.get()),
+            _ => other.and_then(|other| other.pointer(at.addr, len.get())),
         };
         pointer.filter(|_| aligned).ok_or_else(|| self.protocol_error(format_args!("a copy of {len} at {at:?}")))
+    }
+
+    /// The other device that has the memory `hnode`, if it is one that we reach.
+    fn other(&self, hnode: HnodeId) -> Option<Arc<Reference>> {
+        if hnode == HnodeId::HOST || self.memory_of(hnode).is_some() { None } else { bus::device(hnode) }
+    }
+
+    /// What a broken driver makes of a copy from another device.
+    fn transfer_directly(&self, dst: *mut u8, src: *const u8, beside: Option<*mut u8>, len: u64) {
+        match beside {
+            Some(beside) if self.has(Defect::DirectWrongFrame) => self.transfer(dst, beside, len),
+            _ if self.has(Defect::DirectHalfCopied) => self.transfer(dst, src, len / 2),
+            _ => self.transfer(dst, src, len),
+        }
     }
 
     /// The engine moves the bytes; what a broken driver makes of it is above and below.
@@ -31,7 +46,7 @@ impl Reference {
 
 impl CopyEngine for Reference {
     fn zero(&self, dst: PhysAddr, len: ByteLen) -> Result<(), DeviceError> {
-        let dst = self.copy_pointer(dst, len)?;
+        let dst = self.copy_pointer(dst, len, None)?;
         let zeroed = match () {
             () if self.has(Defect::BlankNotZeroed) => 0,
             () if self.has(Defect::HalfZeroed) => len.get() / 2,
@@ -43,9 +58,15 @@ impl CopyEngine for Reference {
     }
 
     fn copy(&self, dst: PhysAddr, src: PhysAddr, len: ByteLen) -> Result<(), DeviceError> {
-        let (to, from) = (self.copy_pointer(dst, len)?, self.copy_pointer(src, len)?);
-        if dst.hnode == HnodeId::HOST && src.hnode == HnodeId::HOST {
-            return Err(self.protocol_error(format_args!("a copy from host memory to host memory")));
+        let (source, target) = (self.other(src.hnode), self.other(dst.hnode));
+        let (to, from) = (self.copy_pointer(dst, len, target.as_deref())?, self.copy_pointer(src, len, source.as_deref())?);
+        if [dst, src].iter().all(|side| self.memory_of(side.hnode).is_none()) {
+            return Err(self.protocol_error(format_args!("a copy from {src:?} to {dst:?}, neither of which is ours")));
+        }
+        if let Some(source) = source {
+            let beside = source.pointer(src.addr ^ len.get(), len.get());
+            self.transfer_directly(to, from, beside, len.get());
+            return Ok(());
         }
         let nth = self.copies.fetch_add(1, Ordering::Relaxed);
         match () {
@@ -61,5 +82,9 @@ impl CopyEngine for Reference {
             pmaps.iter().for_each(|pmap| pmap.lock().catch_up());
         }
         Ok(())
+    }
+
+    fn reaches(&self, hnode: HnodeId) -> bool {
+        bus::reaches(hnode)
     }
 }

@@ -1,12 +1,13 @@
 //! The reference driver: a small accelerator in this process, complete and correct, unless it is told to be broken.
 //!
 //! It has what a real one has: a page table and a TLB per context, where the TLB keeps a translation until it is invalidated; memory of a fixed size that does
-//! not begin as zeros; a copy engine; cores of its own (threads) that touch memory only through the MMU, and report what it cannot translate. On request it
+//! not begin as zeros; a copy engine, which reaches the memory of other devices of its kind; cores of its own (threads) that touch memory only through the MMU, and report what it cannot translate. On request it
 //! has a frame allocator, accessed bits, or a system of its own that manages its memory (PEER).
 //!
 //! It is there for two purposes. A driver author can read it as an example that is larger than the one in `docs/writing-a-device.md`. And every
 //! [`Defect`] that drivers are known to have can be switched on in it, which is how the kit is tested: each must be found, by the name of the rule it breaks.
 
+mod bus;
 mod copy;
 mod frames;
 mod memory;
@@ -58,6 +59,8 @@ pub struct Reference {
     dram: OnceLock<Dram>,
     core: OnceLock<(DeviceId, Weak<dyn Upcalls>)>,
     hnodes: Mutex<Vec<(HnodeId, PhysRange)>>,
+    /// Its memory as other devices reach it.
+    connected: Mutex<Vec<bus::Memory>>,
     pmaps: Mutex<Vec<Arc<Pmap>>>,
     next_pmap: AtomicU64,
     frames: Mutex<FrameMap>,
@@ -190,6 +193,7 @@ impl ReferenceBuilder {
             dram: OnceLock::new(),
             core: OnceLock::new(),
             hnodes: Mutex::default(),
+            connected: Mutex::default(),
             pmaps: Mutex::default(),
             next_pmap: AtomicU64::new(1),
             frames: Mutex::new(FrameMap::new(self.memory)),
@@ -221,9 +225,13 @@ impl Device for Reference {
         // What was registered there before was unregistered, of which a driver is not told.
         hnodes.retain(|(id, old)| *id != hnode && (old.begin >= range.end || range.begin >= old.end));
         hnodes.push((hnode, range));
+        let mut connected = lock(&self.connected);
+        connected.retain(|memory| memory.hnode() != hnode && hnodes.iter().any(|(id, _)| *id == memory.hnode()));
+        connected.push(bus::Memory::connect(hnode, self.me.clone()));
     }
 
     fn stop(&self) {
+        lock(&self.connected).clear();
         let cores = std::mem::take(&mut *self.cores());
         cores.stop();
     }
