@@ -1,19 +1,42 @@
 //! What the program does to unified memory without asking gmem.
 
 use super::steps::both_read;
+use super::translation::{evict, page};
 use crate::check::{Applies, Check, Outcome, Stop};
-use crate::world::{World, at, get, pattern, set, touch};
+use crate::world::{Unit, World, at, get, pattern, set, touch};
 use crate::{Case, ensure, ensure_eq};
 use gmem::hal::FaultError;
 use gmem::{Backing, Mode, Region};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-pub(super) const CHECKS: &[Check] = &[Check {
-    name: "memory-moved-by-mremap-is-never-zero-or-stale",
-    rule: "Memory that the program moves by mremap is at its new place as it was, or cannot be touched there; the device has the right bytes of it or a fault.",
-    place: "gmem-hal `HostError::Displaced`",
-    applies: Applies::EVERYWHERE,
-    run: memory_moved_by_mremap_is_never_zero_or_stale,
-}];
+pub(super) const CHECKS: &[Check] = &[
+    Check {
+        name: "memory-moved-by-mremap-is-never-zero-or-stale",
+        rule: "Memory that the program moves by mremap is at its new place as it was, or cannot be touched there; the device has the right bytes of it or a fault.",
+        place: "gmem-hal `HostError::Displaced`",
+        applies: Applies::EVERYWHERE,
+        run: memory_moved_by_mremap_is_never_zero_or_stale,
+    },
+    Check {
+        name: "munmap-of-a-part-leaves-the-rest",
+        rule: "After the program unmapped a part of a region by munmap the rest is right on both sides, and what the program puts there is left alone.",
+        place: "gmem-hal `HostError::Displaced`",
+        applies: Applies::EVERYWHERE,
+        run: munmap_of_a_part_leaves_the_rest,
+    },
+    Check {
+        name: "munmap-while-the-device-reads-shows-nothing-wrong",
+        rule: "While the program unmaps half of a region by munmap a device that reads it has the right bytes or a fault, and of the other half the right bytes.",
+        place: "gmem-hal `HostError::Displaced`",
+        applies: Applies::OWN_TABLE,
+        run: munmap_while_the_device_reads,
+    },
+];
+
+/// The backings that a device in this mode can use: none in REPLICATE mode reaches private backing.
+fn backings(case: &Case<'_>) -> &'static [Backing] {
+    if case.mode() == Mode::Replicate { &[Backing::Shared] } else { &[Backing::Shared, Backing::Private] }
+}
 
 /// A place and the word that belongs there.
 #[derive(Clone, Copy)]
@@ -26,9 +49,7 @@ struct Word {
 const WORDS: [Word; 3] = [Word { page: 0, value: 10 }, Word { page: 1, value: 111 }, Word { page: 2, value: 12 }];
 
 fn memory_moved_by_mremap_is_never_zero_or_stale(case: &Case<'_>) -> Outcome {
-    // No device in REPLICATE mode can reach private backing.
-    let both = [Backing::Shared, Backing::Private];
-    let backings = if case.mode() == Mode::Replicate { &both[..1] } else { &both };
+    let backings = backings(case);
     for backing in backings {
         for word in WORDS {
             new_place(case, *backing, word, 0)?;
@@ -109,4 +130,156 @@ fn remap(world: &World, va: u64, flags: i32) -> u64 {
         assert_ne!(moved, libc::MAP_FAILED, "not moved: {}", std::io::Error::last_os_error());
         moved as u64
     }
+}
+
+/// How many pages the regions have that lose a part.
+const PAGES: u64 = 4;
+
+fn munmap_of_a_part_leaves_the_rest(case: &Case<'_>) -> Outcome {
+    for backing in backings(case) {
+        // At the beginning, at a quarter, and at half.
+        for (from, count) in [(0, 1), (1, 1), (2, 2)] {
+            for device_last in [true, false] {
+                without_part(case, *backing, from..from + count, device_last)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Unmaps the pages `gone` of a region that the device wrote, and the CPU after it unless the device was the last.
+fn without_part(case: &Case<'_>, backing: Backing, gone: std::ops::Range<u64>, device_last: bool) -> Outcome {
+    let world = case.world(PAGES + 1)?;
+    let region = world.space.region().page_size(case.size()).backing(backing).map(PAGES * world.page())?;
+    let len = world.page() as usize;
+    for n in 0..PAGES {
+        world.unit.write(page(&world, &region, n), &pattern(n, len))?;
+        if !device_last {
+            touch(page(&world, &region, n));
+        }
+    }
+    let (hole, bytes) = (page(&world, &region, gone.start), (gone.end - gone.start) * world.page());
+    munmap(hole, bytes)?;
+    // The device of SHARE mode touches the hole as the CPU does.
+    for n in gone.clone().filter(|_| case.mode() != Mode::Share) {
+        right_or_refused(&world.unit, page(&world, &region, n), &pattern(n, 8))?;
+    }
+    let mine = put_there(hole, bytes)?;
+    let rest = || (0..PAGES).filter(|n| !gone.contains(n));
+    for round in [0, 10] {
+        for n in rest() {
+            both_read(&world, &region, n * world.page(), &pattern(round + n, len))?;
+            world.unit.write(page(&world, &region, n), &pattern(10 + n, len))?;
+        }
+        if case.mode() == Mode::CoherentExclusive {
+            evict(&world, PAGES as usize);
+        }
+    }
+    mine.kept("after evictions")?;
+    world.verify()?;
+    drop(region);
+    mine.kept("after the region was unmapped")?;
+    munmap(hole, bytes)
+}
+
+fn munmap_while_the_device_reads(case: &Case<'_>) -> Outcome {
+    /// Loads before and after, so that the call falls among them.
+    const LOADS: u64 = 50;
+    for backing in backings(case) {
+        let world = case.world(PAGES + 1)?;
+        let region = world.space.region().page_size(case.size()).backing(*backing).map(PAGES * world.page())?;
+        for n in 0..PAGES {
+            world.unit.store(page(&world, &region, n), 100 + n)?;
+        }
+        let (rounds, done) = (AtomicU64::new(0), AtomicBool::new(false));
+        let reader = || {
+            while !done.load(Ordering::Acquire) {
+                for n in 0..PAGES {
+                    let (va, expected) = (page(&world, &region, n), (100 + n).to_ne_bytes());
+                    if n < PAGES / 2 {
+                        ensure_eq!("a word that stays", world.unit.load(va)?, 100 + n)
+                    } else {
+                        right_or_refused(&world.unit, va, &expected)?
+                    }
+                }
+                rounds.fetch_add(1, Ordering::AcqRel);
+            }
+            Outcome::Ok(())
+        };
+        std::thread::scope(|threads| {
+            let reader = threads.spawn(reader);
+            let pass = |more: u64| {
+                let until = rounds.load(Ordering::Acquire) + more;
+                while rounds.load(Ordering::Acquire) < until && !reader.is_finished() {
+                    std::thread::yield_now();
+                }
+            };
+            for _ in 0..LOADS {
+                pass(1);
+                // Pages go to and fro, so that some are at home, and must be refused, when the call comes.
+                (0..PAGES).for_each(|n| touch(page(&world, &region, n)));
+            }
+            let unmapped = munmap(page(&world, &region, PAGES / 2), PAGES / 2 * world.page());
+            pass(LOADS);
+            done.store(true, Ordering::Release);
+            let read = reader.join().map_err(|_| Stop::Failed("the reader panicked".into()))?;
+            unmapped.and(read)
+        })?;
+        for n in 0..PAGES / 2 {
+            ensure_eq!(format!("page {n}"), get(page(&world, &region, n)), 100 + n);
+        }
+        world.verify()?;
+    }
+    Ok(())
+}
+
+/// The device reads these bytes, or is told that the host does not have the page.
+fn right_or_refused(unit: &Unit, va: u64, expected: &[u8]) -> Outcome {
+    let mut seen = vec![0; expected.len()];
+    match unit.read(va, &mut seen) {
+        Ok(()) => ensure_eq!(format!("what the device reads at {va:#x}"), seen, expected),
+        Err(FaultError::Host(_) | FaultError::NotMapped) => {}
+        Err(other) => return Err(other.into()),
+    }
+    Ok(())
+}
+
+/// Memory of the program's own.
+struct Own {
+    va: u64,
+    bytes: u64,
+}
+
+/// What the program keeps in it.
+const KEPT: u64 = 0x0a11_0fa1_50fa_11e7;
+
+/// The program puts memory of its own where a part of a region was.
+fn put_there(va: u64, bytes: u64) -> Result<Own, Stop> {
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE;
+    // SAFETY: the kernel places it only where nothing is mapped.
+    let there = unsafe { libc::mmap(va as *mut _, bytes as usize, libc::PROT_READ | libc::PROT_WRITE, flags, -1, 0) };
+    ensure!(there as u64 == va, "nothing can be mapped at {va:#x}: {}", std::io::Error::last_os_error());
+    let own = Own { va, bytes };
+    own.words().for_each(|word| set(word, KEPT));
+    Ok(own)
+}
+
+impl Own {
+    fn words(&self) -> impl Iterator<Item = u64> {
+        (self.va..self.va + self.bytes).step_by(4096)
+    }
+
+    fn kept(&self, when: &str) -> Outcome {
+        for word in self.words() {
+            ensure_eq!(format!("the program's own word at {word:#x} {when}"), get(word), KEPT);
+        }
+        Ok(())
+    }
+}
+
+fn munmap(va: u64, bytes: u64) -> Outcome {
+    // SAFETY: the check is about what follows; it touches nothing there by a reference.
+    let done = unsafe { libc::munmap(va as *mut _, bytes as usize) };
+    ensure!(done == 0, "munmap of {bytes:#x} bytes at {va:#x}: {}", std::io::Error::last_os_error());
+    Ok(())
 }
