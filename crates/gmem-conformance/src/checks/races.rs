@@ -34,7 +34,7 @@ pub(super) const CHECKS: &[Check] = &[
     },
     Check {
         name: "small-prefetches-of-many-threads-end",
-        rule: "Prefetches of single bytes by several threads all end, and move no page twice.",
+        rule: "Prefetches of single bytes by several threads all end, and move no page twice that was not evicted meanwhile.",
         place: "gmem-core `Core::prefetch`",
         applies: Applies::EXCLUSIVE.once(),
         run: small_prefetches_of_many_threads_end,
@@ -166,7 +166,9 @@ fn small_prefetches_of_many_threads_end(case: &Case<'_>) -> Outcome {
     for one in moved {
         sum += one.map_err(|_| Stop::Failed("a thread panicked".into()))??;
     }
-    ensure_eq!("pages that moved", sum, 4);
+    // A peer may evict a page of its own accord, which then moves again.
+    let again = world.gmem.stats().evictions as usize;
+    ensure!((4..=4 + again).contains(&sum), "{sum} pages moved, expected 4 and at the most {again} that were evicted meanwhile");
     ensure!((0..4).all(|n| get(page(&world, &region, n)) == n + 1), "a page has other bytes than before");
     world.verify()
 }
