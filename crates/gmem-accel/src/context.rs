@@ -163,8 +163,9 @@ impl Context {
         slot.frame.store(c.frame, Ordering::Relaxed);
         slot.state.store(command::PENDING, Ordering::Relaxed);
         self.held[head as usize % RING].store(hold, Ordering::Relaxed);
-        self.head.store(head.wrapping_add(1), Ordering::SeqCst);
+        // The device's word first: who finds ours may wait for the device to get there.
         self.shm.head().store(head.wrapping_add(1), Ordering::SeqCst);
+        self.head.store(head.wrapping_add(1), Ordering::SeqCst);
         Ok(head.wrapping_add(1))
     }
 

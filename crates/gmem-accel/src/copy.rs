@@ -2,24 +2,33 @@
 
 use crate::machine::Machine;
 use gmem_hal::{ByteLen, CopyEngine, DeviceError, HnodeId, PhysAddr};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering, fence};
 
 /// The most device memories one process can have and still copy between directly; more go by way of the host.
 const MEMORIES: usize = 256;
 
-/// A device's memory as other devices find it. The words are published by storing `key` last and withdrawn by clearing it first.
+/// A device's memory as other devices find it. The words are published by storing `key` last and withdrawn by clearing it first; who reads them looks afterwards
+/// whether they were those of one memory.
 struct Memory {
-    /// Which core and which hnode, mixed so that no two are equal; 0 if free, 1 while being filled.
+    /// Which hnode of its core; 0 if free, 1 while being filled.
     key: AtomicUsize,
+    /// Counts the memories that were here.
+    generation: AtomicUsize,
     core: AtomicUsize,
     base: AtomicUsize,
     len: AtomicUsize,
 }
 
-/// Every memory of this driver. Hnodes are numbered by core, and a process may hold several cores, so both make the key.
-static MEMORY: [Memory; MEMORIES] =
-    [const { Memory { key: AtomicUsize::new(0), core: AtomicUsize::new(0), base: AtomicUsize::new(0), len: AtomicUsize::new(0) } };
-        MEMORIES];
+/// Every memory of this driver. Hnodes are numbered by core, and a process may hold several cores.
+static MEMORY: [Memory; MEMORIES] = [const {
+    Memory {
+        key: AtomicUsize::new(FREE),
+        generation: AtomicUsize::new(0),
+        core: AtomicUsize::new(0),
+        base: AtomicUsize::new(0),
+        len: AtomicUsize::new(0),
+    }
+}; MEMORIES];
 
 const FREE: usize = 0;
 const FILLING: usize = 1;
@@ -32,6 +41,9 @@ fn key(hnode: HnodeId) -> usize {
 pub(crate) fn publish(core: usize, hnode: HnodeId, base: usize, len: usize) {
     let free = |m: &&Memory| m.key.compare_exchange(FREE, FILLING, Ordering::AcqRel, Ordering::Relaxed).is_ok();
     if let Some(memory) = MEMORY.iter().find(free) {
+        // Who reads any word of this memory finds the generation changed afterwards, by the two fences.
+        memory.generation.fetch_add(1, Ordering::Relaxed);
+        fence(Ordering::Release);
         memory.core.store(core, Ordering::Relaxed);
         memory.base.store(base, Ordering::Relaxed);
         memory.len.store(len, Ordering::Relaxed);
@@ -49,10 +61,17 @@ pub(crate) fn withdraw(core: usize, hnode: HnodeId) {
 
 /// Base and length of another memory of the same core.
 fn look_up(core: usize, hnode: HnodeId) -> Option<(usize, usize)> {
-    MEMORY
-        .iter()
-        .find(|m| m.key.load(Ordering::Acquire) == key(hnode) && m.core.load(Ordering::Relaxed) == core)
-        .map(|m| (m.base.load(Ordering::Relaxed), m.len.load(Ordering::Relaxed)))
+    MEMORY.iter().find_map(|m| {
+        let generation = m.generation.load(Ordering::Acquire);
+        let ours = || m.key.load(Ordering::Acquire) == key(hnode) && m.core.load(Ordering::Relaxed) == core;
+        if !ours() {
+            return None;
+        }
+        let found = (m.base.load(Ordering::Relaxed), m.len.load(Ordering::Relaxed));
+        fence(Ordering::Acquire);
+        // One that changed meanwhile was another's: ours is not withdrawn while it is copied to or from.
+        (m.generation.load(Ordering::Relaxed) == generation && ours()).then_some(found)
+    })
 }
 
 impl Machine {

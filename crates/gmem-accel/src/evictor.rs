@@ -69,7 +69,7 @@ impl Evictor {
     pub(crate) fn serve(&self, context: &Context, evict: &Evict) {
         let mut patience = Patience::new(Duration::from_micros(20));
         loop {
-            Bell(&self.bell).wait(&mut patience, Deadline::NEVER, || context.is_dead() || self.wishes.iter().any(Wish::is_posted));
+            Bell(&self.bell).wait(&mut patience, Deadline::Never, || context.is_dead() || self.wishes.iter().any(Wish::is_posted));
             if context.is_dead() {
                 return;
             }

@@ -44,7 +44,7 @@ pub(crate) fn serve(context: &Arc<Context>, first: usize, resolve: &Resolve) {
     let mut patience = Patience::for_bursts(PATIENCE);
     loop {
         let bell = Bell(context.shm.fault(first).host_bell);
-        bell.wait(&mut patience, Deadline::NEVER, || context.is_dead() || posted(context, first).next().is_some());
+        bell.wait(&mut patience, Deadline::Naps, || context.is_dead() || posted(context, first).next().is_some());
         if context.is_dead() {
             return;
         }

@@ -166,7 +166,7 @@ impl Keeper {
                 let stop = self.stopping.load(Ordering::SeqCst) != stopping;
                 wish || stop || kept.iter().any(|k| k.context.is_dead() || (!k.killed && k.context.kill.load(Ordering::SeqCst)))
             };
-            Bell(&self.bell).wait(&mut patience, Deadline::NEVER, work);
+            Bell(&self.bell).wait(&mut patience, Deadline::Never, work);
         }
     }
 

@@ -72,7 +72,7 @@ impl Launches {
             return Err(LaunchError::BadRequest);
         }
         let ended = || context.shm.launch_done().load(Ordering::SeqCst).wrapping_sub(index) as i32 > 0;
-        Bell(context.shm.done_bell()).wait(&mut Patience::new(PATIENCE), Deadline::NEVER, || ended() || context.is_dead());
+        Bell(context.shm.done_bell()).wait(&mut Patience::new(PATIENCE), Deadline::Naps, || ended() || context.is_dead());
         let result = if ended() { outcome(context, index) } else { Err(last_words(context, index)) };
         used.store(false, Ordering::Release);
         result

@@ -139,7 +139,8 @@ impl Machine {
             if !gone {
                 context.expected.store(false, Ordering::SeqCst);
             }
-            gone
+            // It may have ended just now: the watcher has told, unless it saw that the caller would be.
+            gone || context.is_dead()
         });
         match killed {
             Some(true) => Ok(()),

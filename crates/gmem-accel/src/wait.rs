@@ -22,27 +22,39 @@ pub(crate) fn now_ns() -> u64 {
     t.tv_sec as u64 * 1_000_000_000 + t.tv_nsec as u64
 }
 
-/// A point in time after which a wait gives up.
+/// The longest sleep on a word that a device shares.
+const NAP: Duration = Duration::from_millis(500);
+
+/// When a wait gives up.
 #[derive(Clone, Copy)]
-pub(crate) struct Deadline(Option<u64>);
+pub(crate) enum Deadline {
+    /// At this point in time.
+    At(u64),
+    /// Never: for waits that something else is sure to end.
+    Never,
+    /// Never, with a look every now and then: for waits of the host on a word that a device shares. The device may move the sleepers to another word
+    /// (`FUTEX_REQUEUE`), where no ringing reaches them.
+    Naps,
+}
 
 impl Deadline {
     /// Gives up after `limit`.
     pub(crate) fn after(limit: Duration) -> Self {
-        Self(Some(now_ns().saturating_add(limit.as_nanos() as u64)))
+        Self::At(now_ns().saturating_add(limit.as_nanos() as u64))
     }
-
-    /// Never gives up: for waits that something else is sure to end.
-    pub(crate) const NEVER: Deadline = Deadline(None);
 
     /// Whether it is over.
     pub(crate) fn passed(self) -> bool {
-        self.left().is_some_and(|d| d.is_zero())
+        matches!(self, Self::At(at) if at <= now_ns())
     }
 
-    /// What is left; `None` without a limit.
+    /// How long to sleep at most; `None` without a limit.
     fn left(self) -> Option<Duration> {
-        self.0.map(|at| Duration::from_nanos(at.saturating_sub(now_ns())))
+        match self {
+            Self::At(at) => Some(Duration::from_nanos(at.saturating_sub(now_ns()))),
+            Self::Never => None,
+            Self::Naps => Some(NAP),
+        }
     }
 }
 
@@ -274,6 +286,26 @@ mod tests {
         Bell(&words.0).alarm();
         assert!(sleeper.join().unwrap());
         assert!(now_ns() - start < 10_000_000_000, "only the deadline ended the sleep");
+    }
+
+    #[test]
+    fn who_was_moved_to_another_word_looks_again() {
+        let words = Arc::new((AtomicU32::new(0), AtomicU32::new(0), AtomicU32::new(0)));
+        let theirs = words.clone();
+        let (tell, ended) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            let mut patience = Patience::new(Duration::ZERO);
+            tell.send(Bell(&theirs.0).wait(&mut patience, Deadline::Naps, || theirs.1.load(Ordering::SeqCst) == 7))
+        });
+        // As a device does that means ill.
+        // SAFETY: both words live meanwhile.
+        let moved = || unsafe { libc::syscall(libc::SYS_futex, words.0.as_ptr(), libc::FUTEX_REQUEUE, 0, 1_usize, words.2.as_ptr()) };
+        while moved() == 0 {
+            std::thread::yield_now();
+        }
+        words.1.store(7, Ordering::SeqCst);
+        Bell(&words.0).alarm();
+        assert_eq!(ended.recv_timeout(Duration::from_secs(20)), Ok(true), "nobody wakes it");
     }
 
     #[test]

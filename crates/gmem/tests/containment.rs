@@ -93,6 +93,48 @@ fn a_kernel_that_runs_wild_ends_and_the_next_context_does_not_notice() {
     });
 }
 
+// Tries to become several processes, or another program, and to start a thread: the errno of each in its word, 0 if it could.
+gmem::kernel!(BREED = "containment-breed", |grid, args| {
+    if grid.worker == 0 {
+        let errno = |result: i64| if result < 0 { std::io::Error::last_os_error().raw_os_error().unwrap_or(-1) as u64 } else { 0 };
+        let child = |result: i64| {
+            if result == 0 {
+                libc::_exit(0);
+            }
+            errno(result)
+        };
+        let none = std::ptr::null::<u8>();
+        let found = [
+            child(libc::fork().into()),
+            child(libc::syscall(libc::SYS_clone, libc::SIGCHLD, 0, 0, 0, 0)),
+            errno(libc::syscall(libc::SYS_execve, c"/bin/true".as_ptr(), none, none)),
+            u64::from(std::process::Command::new("/bin/true").spawn().is_ok()),
+            u64::from(std::thread::spawn(|| 7).join().ok() != Some(7)),
+        ];
+        for (n, value) in found.into_iter().enumerate() {
+            (args[0] as *mut u64).add(n).write_volatile(value);
+        }
+    }
+});
+
+// The end of a device's process counts as the end of every access of its context.
+#[test]
+fn a_kernel_has_no_children_that_could_outlive_its_context() {
+    watched(|| {
+        let two = two(false);
+        let (context, region) = &two.culprit;
+        run(context, &STORE, &[at(region, 0), 5]).unwrap();
+        run(context, &BREED, &[at(region, 0)]).unwrap();
+        let eperm = libc::EPERM as u64;
+        assert_eq!(
+            [0, 8, 16, 24, 32].map(|offset| get(at(region, offset))),
+            [eperm, eperm, eperm, 0, 0],
+            "fork, clone, exec, a command, a thread"
+        );
+        verify(&two.gmem);
+    });
+}
+
 // Overwrites the memory that its process shares with the host (args[0] is 0), or its own stack.
 gmem::kernel!(SCRIBBLE = "containment-scribble", |grid, args| {
     if grid.worker == 0 {

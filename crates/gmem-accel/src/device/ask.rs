@@ -33,7 +33,7 @@ pub(crate) fn ask(
             break;
         }
         let (mut once, asleep_since) = (Patience::new(Duration::ZERO), now_ns());
-        Bell(slot.device_bell).wait(&mut once, Deadline::NEVER, || answered() || ring::pending(shm));
+        Bell(slot.device_bell).wait(&mut once, Deadline::Never, || answered() || ring::pending(shm));
         patience.woken_after(now_ns().saturating_sub(asleep_since));
         shm.drainers().fetch_add(1, Ordering::SeqCst);
     }

@@ -31,8 +31,8 @@ impl Crew {
 
     /// Waits until all launches before `next` have ended, and it has been started.
     pub(crate) fn wait_for(&self, shm: &Shared, next: u32, patience: &mut Patience) {
-        Bell(&self.completed_bell).wait(patience, Deadline::NEVER, || self.completed.load(Ordering::Acquire) == next);
-        Bell(shm.launch_bell()).wait(patience, Deadline::NEVER, || shm.launch_head().load(Ordering::Acquire) != next);
+        Bell(&self.completed_bell).wait(patience, Deadline::Never, || self.completed.load(Ordering::Acquire) == next);
+        Bell(shm.launch_bell()).wait(patience, Deadline::Never, || shm.launch_head().load(Ordering::Acquire) != next);
     }
 
     /// Records how launch `index` failed, unless another worker did already: `detail` gives the code and the address. Async-signal-safe if that is.

@@ -1,6 +1,6 @@
 //! From the start of the executable to a working device.
 
-use super::{DEVICE, Device, peer, ring, signal, window, worker};
+use super::{DEVICE, Device, jail, peer, ring, signal, window, worker};
 use crate::shm::{Shared, ready};
 use crate::sync::atomic::{AtomicU32, Ordering};
 use crate::wait::{Bell, Deadline, Patience};
@@ -63,6 +63,14 @@ fn serve(fds: i32) -> i32 {
     let host = if fds == 4 { take_fd(FIRST_FD + 3) } else { None };
     let Ok(shared) = Shared::map(&shm) else { return 65 };
     drop(shm);
+    if !(jail::keep(&dram) && jail::keep(&socket) && host.iter().all(jail::keep)) {
+        return 67;
+    }
+    if !jail::forbid_processes() {
+        eprintln!(
+            "gmem: this system has no filters for system calls: what a kernel forks outlives its context and may touch memory that is no longer its own"
+        );
+    }
     std::thread::spawn(move || watch(&socket));
     let Some(device) = set_up(shared, dram, host) else { return 66 };
     run(device)
@@ -140,7 +148,7 @@ fn run(device: &'static Device) -> i32 {
         if device.shm.exit().load(Ordering::Acquire) != 0 {
             return 0;
         }
-        Bell(device.shm.command_bell()).wait(&mut patience, Deadline::NEVER, || {
+        Bell(device.shm.command_bell()).wait(&mut patience, Deadline::Never, || {
             ring::pending(&device.shm) || worker::any_ended(device) || device.shm.exit().load(Ordering::Acquire) != 0
         });
     }

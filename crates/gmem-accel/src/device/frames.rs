@@ -1,5 +1,7 @@
 //! The peer's own frame allocator and its list of pages by recency. Memory is taken once; every operation is async-signal-safe.
 
+use crate::pagemap::zeros;
+
 /// 4 KiB, the unit of allocation.
 const UNIT: u64 = 4096;
 /// No frame.
@@ -46,14 +48,10 @@ impl Frames {
     pub(super) fn new(dram_len: u64) -> Option<Self> {
         let count = usize::try_from(dram_len / UNIT).ok().filter(|n| *n < NONE as usize)?;
         let page = Page { va: 0, len: 0, prot: 0, stage: Stage::Filling, newer: NONE, older: NONE };
-        Some(Self {
-            free: vec![0; count.div_ceil(64)],
-            owner: vec![0; count],
-            pages: vec![page; count],
-            newest: NONE,
-            oldest: NONE,
-            in_flux: 0,
-        })
+        let mut pages = Vec::new();
+        pages.try_reserve_exact(count).ok()?;
+        pages.resize(count, page);
+        Some(Self { free: zeros(count.div_ceil(64))?, owner: zeros(count)?, pages, newest: NONE, oldest: NONE, in_flux: 0 })
     }
 
     /// How many bytes pages have.

@@ -12,6 +12,7 @@ mod board;
 mod crew;
 mod entry;
 mod frames;
+mod jail;
 mod peer;
 mod ring;
 mod signal;

@@ -17,7 +17,7 @@ struct Words {
 impl Words {
     fn wait(&self) {
         let ready = || self.ready.load(Ordering::Acquire) != 0;
-        assert!(Bell(&self.bell).wait(&mut patience(), Deadline::NEVER, ready));
+        assert!(Bell(&self.bell).wait(&mut patience(), Deadline::Never, ready));
     }
 
     fn ring(&self) {
@@ -48,7 +48,7 @@ fn loom_two_who_ring_at_once_lose_no_sleeper() {
                 }),
                 Box::new(|w| {
                     let both = || w.ready.load(Ordering::Acquire) + w.more.load(Ordering::Acquire) == 2;
-                    assert!(Bell(&w.bell).wait(&mut patience(), Deadline::NEVER, both));
+                    assert!(Bell(&w.bell).wait(&mut patience(), Deadline::Never, both));
                 }),
             ],
         );

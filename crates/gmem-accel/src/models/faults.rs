@@ -22,7 +22,7 @@ fn access(both: &Both) {
 fn serve(both: &Both) {
     let slot = both.context.shm.fault(0);
     let posted = || slot.state.load(Ordering::SeqCst) == fault::POSTED;
-    Bell(slot.host_bell).wait(&mut patience(), Deadline::NEVER, posted);
+    Bell(slot.host_bell).wait(&mut patience(), Deadline::Never, posted);
     faults::answer(&both.context, 0, &|context, va, _| {
         let (result, _) = context.call(&about(va.get())).map_err(FaultError::Device)?;
         assert_eq!(result, 0);
@@ -68,7 +68,7 @@ fn loom_another_command_is_carried_out_too() {
                 }),
                 Box::new(|both| {
                     let slot = both.context.shm.fault(0);
-                    Bell(slot.host_bell).wait(&mut patience(), Deadline::NEVER, || slot.state.load(Ordering::SeqCst) == fault::POSTED);
+                    Bell(slot.host_bell).wait(&mut patience(), Deadline::Never, || slot.state.load(Ordering::SeqCst) == fault::POSTED);
                     faults::answer(&both.context, 0, &|_, _, _| Ok(()));
                     // By now the worker may look, sleep or be gone.
                     assert_eq!(both.context.call(&about(7)), Ok((0, 8)));

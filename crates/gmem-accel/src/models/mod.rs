@@ -50,7 +50,7 @@ impl Both {
             if exit() {
                 return;
             }
-            Bell(shm.command_bell()).wait(&mut patience(), Deadline::NEVER, || pending(shm) || exit());
+            Bell(shm.command_bell()).wait(&mut patience(), Deadline::Never, || pending(shm) || exit());
         }
     }
 
