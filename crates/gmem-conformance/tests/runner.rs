@@ -14,6 +14,7 @@ const PLANTED: [Check; 9] = [
     check("fails", |_| Err(Stop::Failed("seen 1, expected 2".to_owned()))),
     check("panics", |_| panic!("a panic of the check")),
     check("aborts", |_| {
+        (0..50).for_each(|n| eprintln!("chatter {n}"));
         eprintln!("its last words");
         std::process::abort()
     }),
@@ -49,7 +50,13 @@ fn prints(_: &Case<'_>) -> Outcome {
 /// Set in the process that tests how many checks may be late.
 const LATE: &str = "GMEM_RUNNER_TEST_LATE";
 
+/// Set in the process that tests the `main` of a driver's test.
+const MAIN: &str = "GMEM_RUNNER_TEST_MAIN";
+
 fn main() -> ExitCode {
+    if std::env::var_os(MAIN).is_some() {
+        return gmem_conformance::main_of(shipped("discrete"));
+    }
     if std::env::var_os(LATE).is_some() {
         return late();
     }
@@ -57,6 +64,7 @@ fn main() -> ExitCode {
     let report = run(&shipped("discrete"), &PLANTED, &Options { time_limit: 3, ..Options::default() }, &|_, _| ());
     verdicts(&report);
     late_checks_end_the_run();
+    nothing_checked_is_no_success_unless_a_name_was_given();
     nothing_is_left();
     the_checks_are_well_formed();
     the_page_on_writing_a_device_shows_what_is_tested();
@@ -74,7 +82,8 @@ fn verdicts(report: &Report) {
     let failed = [
         ("fails", "seen 1, expected 2"),
         ("panics", "a panic: a panic of the check"),
-        ("aborts", "signal 6; it said:\nits last words"),
+        ("aborts", "signal 6; it said:\nchatter 31\n"),
+        ("aborts", "chatter 49\nits last words"),
         ("exits", "status 0"),
         ("hangs", "not done within 3 s\nits threads wait in:\n"),
         ("survives its doom", "it ended with status 0, not by signal 11"),
@@ -106,6 +115,16 @@ fn late() -> ExitCode {
     assert!(report.failed >= 6 && report.not_run > 0 && report.failed + report.not_run == 10, "{}", report.text());
     assert!(report.text().contains("--keep-going runs them all the same"), "{}", report.text());
     ExitCode::SUCCESS
+}
+
+fn nothing_checked_is_no_success_unless_a_name_was_given() {
+    let status = |arguments: &[&str]| {
+        let run = std::process::Command::new(std::env::current_exe().expect("the test binary")).args(arguments).env(MAIN, "1").output();
+        run.expect("it can be started").status.code()
+    };
+    assert_eq!(status(&["the-name-of-some-other-test"]), Some(0));
+    assert_eq!(status(&["--mode", "share"]), Some(2), "it has no such mode");
+    assert_eq!(status(&["--filter", "no-check-is-called-this"]), Some(2));
 }
 
 /// No process of a check and no device of one outlives the run.
