@@ -192,6 +192,11 @@ impl Scene {
     fn peer_map(&self, page: u64) -> PeerMap {
         PeerMap { pmap: self.pmap, va: range(page, 1).start(), len: ByteLen(PAGE), prot: Prot::RW, copy: None, hot: false }
     }
+    /// The driver says that the device is gone.
+    fn lose(&self) {
+        let (id, core) = self.driver.core.get().expect("it was started");
+        core.upgrade().expect("the core lives").device_lost(*id, self.pmap);
+    }
     fn breaches(self) -> Vec<Breach> {
         self.observed.breaches()
     }
@@ -241,6 +246,36 @@ fn a_stopped_context_may_be_taken_down_as_it_is() {
     scene.enter(1, frame(0), Prot::RW);
     scene.mmu().pmap_destroy(scene.pmap).unwrap();
     assert_eq!(scene.breaches(), []);
+}
+
+#[test]
+fn a_device_that_dies_while_the_core_gives_it_up_is_fenced_once() {
+    let scene = scene(Yes::default());
+    scene.enter(0, frame(0), Prot::RW);
+    scene.lose();
+    scene.observed.fence(scene.pmap).unwrap();
+    scene.mmu().pmap_destroy(scene.pmap).unwrap();
+    assert_eq!(scene.breaches(), []);
+}
+
+#[test]
+fn what_a_device_entered_as_it_died_is_in_nobodys_way() {
+    let scene = Arc::new(scene(Yes::default()));
+    let dying = Arc::downgrade(&scene);
+    scene.observed.on_call(move |event| {
+        if event.name == "pmap_enter"
+            && let Some(scene) = dying.upgrade()
+        {
+            scene.lose();
+        }
+    });
+    scene.enter(0, frame(0), Prot::RW);
+    scene.observed.on_call(|_| {});
+    // Its frame goes to another context.
+    let pmap = scene.mmu().pmap_create(&request(Mode::CoherentExclusive, None)).unwrap();
+    scene.observed.copy_engine().zero(frame(0), ByteLen(PAGE)).unwrap();
+    scene.mmu().pmap_enter(pmap, &mapping(0, frame(0), Prot::RW)).unwrap();
+    assert_eq!(scene.observed.breaches(), []);
 }
 
 /// A promise, and a way to break it.
