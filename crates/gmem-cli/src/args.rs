@@ -130,7 +130,7 @@ pub(crate) struct Common {
     #[arg(long, global = true, value_name = "SIZE", allow_hyphen_values = true, value_parser = size::parse, help_heading = "Device")]
     pub(crate) device_memory: Option<u64>,
     /// Its number of cores [default: one per processor]
-    #[arg(long, global = true, value_name = "N", allow_negative_numbers = true, value_parser = clap::value_parser!(u32).range(1..=64), help_heading = "Device")]
+    #[arg(long, global = true, value_name = "N", allow_negative_numbers = true, value_parser = number::<1, 64>, help_heading = "Device")]
     pub(crate) cores: Option<u32>,
     /// Make a device that cannot replay faults: each launch names the memory it touches
     #[arg(long, global = true, help_heading = "Device")]
@@ -182,7 +182,7 @@ pub(crate) struct CrcArgs {
 #[derive(Args, Debug)]
 pub(crate) struct BackpropArgs {
     /// Passes over the training samples
-    #[arg(long, value_name = "N", default_value_t = 20, allow_negative_numbers = true, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    #[arg(long, value_name = "N", default_value_t = 20, allow_negative_numbers = true, value_parser = number::<1, 10_000>)]
     pub(crate) epochs: u32,
     /// Seed of the split, of the first weights and of the order of the samples
     #[arg(long, value_name = "N", default_value_t = 1, allow_negative_numbers = true)]
@@ -235,7 +235,7 @@ pub(crate) struct SimArgs {
     #[arg(long, value_name = "A..B", value_parser = seeds, conflicts_with = "seed")]
     pub(crate) seeds: Option<std::ops::Range<u64>>,
     /// Steps of each seed; a step is one decision about which thread of control goes on
-    #[arg(long, value_name = "M", default_value_t = 100_000, value_parser = clap::value_parser!(u64).range(1..=1_000_000_000))]
+    #[arg(long, value_name = "M", default_value_t = 100_000, value_parser = steps)]
     pub(crate) steps: u64,
     /// What is made to fail
     #[arg(long, value_enum, value_name = "WHAT", default_value_t)]
@@ -257,8 +257,23 @@ fn seeds(text: &str) -> Result<std::ops::Range<u64>, String> {
     match bounds {
         Some((from, to)) if from < to => Ok(from..to),
         Some(_) => Err("there is no seed in this range; A must be less than B".to_owned()),
-        None => Err("seeds are two numbers, such as 0..100".to_owned()),
+        None => Err("seeds are two whole numbers below 2^64, such as 0..100".to_owned()),
     }
+}
+
+/// A number from `LEAST` to `MOST`.
+fn number<const LEAST: u32, const MOST: u32>(text: &str) -> Result<u32, String> {
+    let number = text.parse().ok().filter(|number| (LEAST..=MOST).contains(number));
+    number.ok_or_else(|| format!("a whole number from {LEAST} to {MOST}"))
+}
+
+fn steps(text: &str) -> Result<u64, String> {
+    number::<1, 1_000_000_000>(text).map(u64::from)
+}
+
+fn devices(text: &str) -> Result<u8, String> {
+    // Four at the most.
+    number::<1, { gmem_conformance::litmus::DEVICES as u32 }>(text).map(|devices| devices as u8)
 }
 
 fn jobs(text: &str) -> Result<usize, String> {
@@ -285,10 +300,10 @@ pub(crate) struct LitmusArgs {
     #[arg(long, value_name = "NAME", value_parser = clap::builder::PossibleValuesParser::new(crate::litmus::names()))]
     pub(crate) test: Vec<String>,
     /// Rounds of each test, of up to 512 iterations, each with placements of its own
-    #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    #[arg(long, value_name = "N", default_value_t = 20, value_parser = number::<1, 1_000_000>)]
     pub(crate) rounds: u32,
     /// Devices beside the CPU, from 1 to 4 [default: drawn again and again]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=gmem_conformance::litmus::DEVICES as i64))]
+    #[arg(long, value_name = "N", value_parser = devices)]
     pub(crate) devices: Option<u8>,
     /// Seed of the placements
     #[arg(long, value_name = "N", default_value_t = 1)]

@@ -220,6 +220,11 @@ impl Sim {
         injected
     }
 
+    /// See [`Injector::forestalled`](crate::inject::Injector::forestalled).
+    pub(crate) fn forestalled(&self, callback: Callback, error: Injected) {
+        lock(&self.injector).forestalled(callback, error);
+    }
+
     pub(crate) fn event(&self, what: &'static str, args: [u64; 4]) {
         lock(&self.trace).event(what, args);
     }

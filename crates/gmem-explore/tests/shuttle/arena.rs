@@ -6,6 +6,7 @@ use gmem_explore::worlds::{Kind, STANDARD};
 use gmem_hal::{Backing, Capabilities, Mode, Prot};
 use gmem_sim::random::{Op, Outcome, PageRun, Refusal, Spot};
 use gmem_sim::{Canary, Rng, Sim};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 /// Pages that are fought over. The space has more of them, for whoever maps again.
 pub(crate) const PAGES: u64 = 3;
@@ -49,6 +50,8 @@ pub(crate) struct Arena {
     pub(crate) verbs: Vec<Verb>,
     /// Whether the devices have fewer frames than there are pages.
     tight: bool,
+    /// The pages whose contents somebody gives up, a bit for each.
+    given_up: AtomicU64,
 }
 
 impl Arena {
@@ -57,7 +60,7 @@ impl Arena {
         let mut world = KIND.make_with(&Sim::new(rng.draw()), canary);
         world.interleaved = true;
         let tight = rng.coin();
-        let mut arena = Self { world, verbs: verbs.to_vec(), tight };
+        let mut arena = Self { world, verbs: verbs.to_vec(), tight, given_up: AtomicU64::new(0) };
         for device in 0..LATE {
             arena.must(Op::Attach { space: 0, device, mode: mode(device), activate: true });
         }
@@ -109,9 +112,15 @@ impl Arena {
         }
     }
 
-    /// Whether contents may have been given up.
-    pub(crate) fn discards(&self) -> bool {
-        self.verbs.iter().any(|verb| verb.discards())
+    /// Somebody is about to give the contents of these pages up.
+    pub(crate) fn give_up(&self, run: PageRun) {
+        let pages = (run.first..run.first + run.count).fold(0, |pages, page| pages | 1 << page);
+        self.given_up.fetch_or(pages, Relaxed);
+    }
+
+    /// Whether the contents of a page may have been given up.
+    pub(crate) fn is_given_up(&self, page: u64) -> bool {
+        self.given_up.load(Relaxed) & 1 << page != 0
     }
 }
 

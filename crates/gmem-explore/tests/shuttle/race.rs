@@ -70,7 +70,7 @@ fn settle(arena: Arena, mut mine: Vec<[Option<u8>; PAGES as usize]>) {
             match world.perform(&Op::CpuRead(spot(me as u64, page as u64))) {
                 Outcome::Loaded(bytes) => check(&arena, me as u64, page as u64, mine, &bytes),
                 Outcome::Refused(why) => {
-                    let gone = [Verb::Unmap, Verb::Destroy].iter().any(|verb| arena.verbs.contains(verb));
+                    let gone = arena.is_given_up(page as u64) && [Verb::Unmap, Verb::Destroy].iter().any(|verb| arena.verbs.contains(verb));
                     assert!(gone, "afterwards page {page} cannot be read: {why:?}");
                 }
                 Outcome::Done => unreachable!("a load loads or is refused"),

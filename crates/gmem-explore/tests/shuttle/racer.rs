@@ -40,6 +40,7 @@ impl<'a> Racer<'a> {
                 self.arena.world.members[peer].device().peer_evict(1 + self.rng.index(2));
             }
             Verb::Unmap => {
+                self.arena.give_up(run);
                 self.perform(Op::Unmap(run));
                 // Somebody else may have mapped a page of it again.
                 self.perform(Op::Map(run, Prot::RW, Backing::Shared));
@@ -69,14 +70,18 @@ impl<'a> Racer<'a> {
                 }
             }
             Verb::Discard => {
+                self.arena.give_up(run);
                 self.perform(Op::Discard(run));
             }
             Verb::Prefetch => {
                 self.perform(Op::Prefetch(run, (mode(device) == Mode::CoherentExclusive).then_some(device)));
             }
             Verb::Lose => self.lose(device, run),
-            // Others may have it destroyed first.
-            Verb::Destroy => drop(self.arena.world.core.space_destroy(self.arena.world.spaces[0])),
+            Verb::Destroy => {
+                // Others may have it destroyed first.
+                self.arena.give_up(PageRun { space: 0, first: 0, count: PAGES });
+                let _ = self.arena.world.core.space_destroy(self.arena.world.spaces[0]);
+            }
             Verb::Memory => {
                 let device = POOLED[self.rng.index(POOLED.len())];
                 self.perform(Op::Memory(device));
@@ -196,7 +201,7 @@ pub(crate) fn check(arena: &Arena, me: u64, page: u64, mine: &mut Option<u8>, by
     let zero = bytes.iter().all(|byte| *byte == 0);
     match mine {
         Some(value) if *bytes == spot(me, page).bytes(*value) => {}
-        _ if zero && (mine.is_none() || arena.discards()) => *mine = None,
+        _ if zero && (mine.is_none() || arena.is_given_up(page)) => *mine = None,
         _ => panic!("racer {me}: page {page} holds {bytes:x?} instead of {mine:x?} (as stored)"),
     }
 }

@@ -68,9 +68,4 @@ impl Verb {
             Self::Unplug => "unplug",
         }
     }
-
-    /// Whether it gives contents up: what was stored may read as zero afterwards.
-    pub(crate) fn discards(self) -> bool {
-        matches!(self, Self::Unmap | Self::Discard | Self::Destroy)
-    }
 }

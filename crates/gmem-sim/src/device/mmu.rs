@@ -5,6 +5,7 @@ use super::table::Table;
 use super::{Canary, SimDevice};
 use crate::Callback;
 use crate::index::FrameIndex;
+use crate::inject::Injected;
 use crate::ranges::RangeSet;
 use crate::sim::lock;
 use gmem_hal::{Capabilities, DeviceError, HnodeId, Mapping, Mmu, PmapId, PmapRequest, Prot, VirtRange};
@@ -17,7 +18,13 @@ impl SimDevice {
     /// The beginning of a callback about a context. Contexts from before a death are dead.
     fn call_on(&self, callback: Callback, pmap: PmapId, args: [u64; 3]) -> Result<(), DeviceError> {
         let called = self.call(callback, args);
-        if lock(&self.contexts).gone.contains(&pmap) { Err(DeviceError::Dead) } else { called }
+        if !lock(&self.contexts).gone.contains(&pmap) {
+            return called;
+        }
+        if let Err(error @ (DeviceError::NoMemory | DeviceError::NoAnswer | DeviceError::Unsupported)) = called {
+            self.is.sim.forestalled(callback, Injected::Device(error));
+        }
+        Err(DeviceError::Dead)
     }
 
     /// A callback that takes access away. If it is made to fail without the device being dead, the seed says whether the device did it nevertheless.

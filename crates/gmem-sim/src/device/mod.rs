@@ -55,6 +55,11 @@ pub struct SimDevice {
     peer: Mutex<PeerState>,
 }
 
+/// Whether an error says that the device is gone.
+fn is_death(error: Injected) -> bool {
+    matches!(error, Injected::Device(DeviceError::Dead) | Injected::Peer(PeerError::Device(DeviceError::Dead)))
+}
+
 impl SimDevice {
     /// Begins to make a device: replayable, all page sizes and modes, 1 MiB of memory.
     pub fn builder(sim: &Arc<Sim>, name: &str) -> DeviceBuilder {
@@ -207,6 +212,9 @@ impl SimDevice {
         self.invalidate_owed();
         let outlives = self.is.memory_survives && matches!(callback, Callback::Zero | Callback::Copy);
         if self.is_dead() && !outlives {
+            if let Some(error) = injected.filter(|error| !is_death(*error)) {
+                self.is.sim.forestalled(callback, error);
+            }
             return Err(DeviceError::Dead.into());
         }
         let error = match injected {
