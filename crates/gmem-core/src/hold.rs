@@ -104,7 +104,8 @@ impl<P: Platform> Core<P> {
         let _ = self.each_page(space, range, |_, page| {
             let op = self.seize(space, page, || self.close_batch(context, ::core::mem::take(&mut batch)));
             let Some(op) = op else { return Ok(()) };
-            let own = op.from.as_ref().is_some_and(|from| from.device.id == context.device.id);
+            // The device may have been detached and attached again: its new context closes what is its own.
+            let own = op.from.as_ref().is_some_and(|from| ::core::ptr::eq(&**from, context));
             if own && space.lock().entry(&op.region, page).holds == 0 {
                 batch.push(op);
             } else {

@@ -50,6 +50,12 @@ fn a_hold_of_a_range_that_loses_a_page_is_refused() {
     replay(&[Evict, Unmap, Hold], None, include_str!("schedules/hold_of_a_lost_page.txt").trim());
 }
 
+/// The end of a launch took a page from the sight of a context that had been detached, since the page belonged to the device's next context.
+#[test]
+fn a_launch_that_ends_leaves_the_next_context_alone() {
+    replay(&[Evict, Detach], None, include_str!("schedules/close_of_a_context_that_left.txt").trim());
+}
+
 /// Planted: a protect that takes access away without waiting for the faults that began before it. One of them then mapped more than the region allows.
 #[test]
 fn a_protect_waits_for_a_fault_on_its_way() {
