@@ -10,35 +10,12 @@ pub(crate) struct PageMap {
 /// Multiplier of a multiplicative hash: 2^64 divided by the golden ratio, odd.
 const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
 
-/// So many zeros, which the allocator makes: what is never used never exists. `None` if there is no memory, where `vec!` would end the process.
-pub(crate) fn zeros<T: Zero>(count: usize) -> Option<Vec<T>> {
-    let layout = std::alloc::Layout::array::<T>(count).ok()?;
-    if layout.size() == 0 {
-        return Some(Vec::new());
-    }
-    // SAFETY: the layout has a size.
-    let start = unsafe { std::alloc::alloc_zeroed(layout) }.cast::<T>();
-    // SAFETY: if it is not null, `count` values were allocated with the layout of such a vector, and by `Zero` their zero bytes are values.
-    (!start.is_null()).then(|| unsafe { Vec::from_raw_parts(start, count, count) })
-}
-
-/// Whose bytes may all be zero.
-///
-/// # Safety
-/// Zero bytes are a value of the type.
-pub(crate) unsafe trait Zero {}
-// SAFETY: numbers.
-unsafe impl Zero for u32 {}
-// SAFETY: numbers.
-unsafe impl Zero for u64 {}
-// SAFETY: numbers.
-unsafe impl Zero for [u64; 2] {}
-
 impl PageMap {
     /// A map for up to `entries` pages. `None` if there is no memory.
     pub(crate) fn new(entries: usize) -> Option<Self> {
         let count = entries.max(8).checked_mul(2)?.checked_next_power_of_two()?;
-        Some(Self { slots: zeros(count)?, used: 0 })
+        // Zeroed by the allocator, so what is never used never exists.
+        Some(Self { slots: bytemuck::allocation::try_zeroed_vec(count).ok()?, used: 0 })
     }
 
     fn home(&self, key: u64) -> usize {

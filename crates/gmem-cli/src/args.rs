@@ -229,7 +229,7 @@ pub(crate) struct BenchArgs {
 #[derive(Args, Debug)]
 pub(crate) struct SimArgs {
     /// What decides everything: the same seed does the same, bit for bit
-    #[arg(long, value_name = "N", default_value_t = 1)]
+    #[arg(long, value_name = "N", default_value_t = 1, allow_negative_numbers = true, value_parser = seed)]
     pub(crate) seed: u64,
     /// Several seeds: from A to before B
     #[arg(long, value_name = "A..B", value_parser = seeds, conflicts_with = "seed")]
@@ -259,6 +259,11 @@ fn seeds(text: &str) -> Result<std::ops::Range<u64>, String> {
         Some(_) => Err("there is no seed in this range; A must be less than B".to_owned()),
         None => Err("seeds are two whole numbers below 2^64, such as 0..100".to_owned()),
     }
+}
+
+/// The end of a range of seeds is not in it, so there is a number behind each.
+fn seed(text: &str) -> Result<u64, String> {
+    text.parse().ok().filter(|seed| *seed < u64::MAX).ok_or_else(|| "a whole number below 2^64 - 1".to_owned())
 }
 
 /// A number from `LEAST` to `MOST`.

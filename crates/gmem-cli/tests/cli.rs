@@ -95,6 +95,9 @@ fn impossible_numbers_are_wrong_usage() {
     refused(&["run", "backprop", "--seed", "-1"], 2, &["'-1' for '--seed"]);
     refused(&["run", "vector-add", "--cores", "1000"], 2, &["--cores"]);
     refused(&["run", "backprop", "--epochs", "0"], 2, &["--epochs"]);
+    refused(&["sim", "--seed", "18446744073709551615"], 2, &["a whole number below 2^64 - 1"]);
+    refused(&["sim", "--seed", "-1"], 2, &["'-1' for '--seed"]);
+    refused(&["sim", "--steps", "x"], 2, &["a whole number from 1 to"]);
 }
 
 #[test]

@@ -82,7 +82,7 @@ fn verdicts(report: &Report) {
     let failed = [
         ("fails", "seen 1, expected 2"),
         ("panics", "a panic: a panic of the check"),
-        ("aborts", "signal 6; it said:\nchatter 31\n"),
+        ("aborts", "signal 6; it said:\nchatter 0\n"),
         ("aborts", "chatter 49\nits last words"),
         ("exits", "status 0"),
         ("hangs", "not done within 3 s\nits threads wait in:\n"),

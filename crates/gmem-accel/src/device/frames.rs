@@ -1,6 +1,6 @@
 //! The peer's own frame allocator and its list of pages by recency. Memory is taken once; every operation is async-signal-safe.
 
-use crate::pagemap::zeros;
+use bytemuck::allocation::try_zeroed_vec;
 
 /// 4 KiB, the unit of allocation.
 const UNIT: u64 = 4096;
@@ -51,7 +51,14 @@ impl Frames {
         let mut pages = Vec::new();
         pages.try_reserve_exact(count).ok()?;
         pages.resize(count, page);
-        Some(Self { free: zeros(count.div_ceil(64))?, owner: zeros(count)?, pages, newest: NONE, oldest: NONE, in_flux: 0 })
+        Some(Self {
+            free: try_zeroed_vec(count.div_ceil(64)).ok()?,
+            owner: try_zeroed_vec(count).ok()?,
+            pages,
+            newest: NONE,
+            oldest: NONE,
+            in_flux: 0,
+        })
     }
 
     /// How many bytes pages have.

@@ -3,10 +3,13 @@
 //! The host takes the end of the process for the end of every access to memory, and gives its frames to others. A child that a kernel forked would have the
 //! memory mapped all the same, and what a kernel executes would have the descriptors.
 
+use super::entry::ENV;
 use rustix::io::{FdFlags, fcntl_setfd};
 use seccompiler::{BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule, TargetArch};
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::os::fd::AsFd;
+use std::os::unix::ffi::OsStrExt;
 
 /// Keeps a descriptor from what the process might execute.
 pub(super) fn keep(fd: impl AsFd) -> bool {
@@ -16,7 +19,7 @@ pub(super) fn keep(fd: impl AsFd) -> bool {
 /// Refuses new processes (`EPERM`) and other programs from here on; threads are allowed. Says whether it does; where the kernel has no filters it cannot.
 pub(super) fn forbid_processes() -> bool {
     // SAFETY: before `main`, in the only thread.
-    unsafe { std::env::remove_var("GMEM_ACCEL_DEVICE") };
+    unsafe { std::env::remove_var(OsStr::from_bytes(ENV.to_bytes())) };
     filters().is_ok_and(|filters| filters.iter().all(|filter| seccompiler::apply_filter(filter).is_ok()))
 }
 

@@ -56,7 +56,7 @@ const MIX: u64 = 0x9e37_79b9_7f4a_7c15;
 /// Runs the campaign, or looks for every canary.
 pub(crate) fn sim(args: &SimArgs) -> Result<(), Failure> {
     let faults = args.faults.into();
-    let seeds = args.seeds.clone().unwrap_or(args.seed..args.seed.saturating_add(1));
+    let seeds = args.seeds.clone().unwrap_or(args.seed..args.seed + 1);
     if args.canary {
         return canary::find(args, seeds.start, faults);
     }

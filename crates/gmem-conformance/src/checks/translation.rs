@@ -115,7 +115,7 @@ fn spots_of(world: &World, region: &Region, n: u64) -> [u64; 3] {
     spots(world).map(|offset| page(world, region, n) + offset)
 }
 
-/// Has the driver's pages evicted, giving the used ones their second chance, until `want` went.
+/// Has the driver's pages evicted until `want` went, again where an access was not over yet.
 pub(super) fn evict(world: &World, want: usize) -> usize {
     let tries = 4 * want + 4;
     (0..tries).fold(0, |gone, _| if gone < want { gone + world.unit.device.evict(want - gone) } else { gone })

@@ -77,9 +77,10 @@ pub fn run(campaign: &Campaign, advance: &dyn Fn()) -> Result<Report, Trouble> {
     let count = tallies.len() as u64;
     let (rounds, of_a_world) = (count * u64::from(campaign.rounds), count.max(ROUNDS_OF_A_WORLD));
     let late = || dog.bark().map(Trouble::Stuck);
-    let mut found = false;
+    // Says whether a planted defect was found.
     let mut part = |first| {
         let world = run.open(first)?;
+        let mut found = false;
         for number in first..rounds.min(first + of_a_world) {
             let forbidden = run.round(&world, number, &mut tallies[(number % count) as usize])?;
             // Participants that were told to stop have seen nothing.
@@ -93,16 +94,7 @@ pub fn run(campaign: &Campaign, advance: &dyn Fn()) -> Result<Report, Trouble> {
         run.close(world)?;
         Ok(found)
     };
-    let mut result = Ok(());
-    for first in (0..rounds).step_by(of_a_world as usize) {
-        match part(first) {
-            Ok(false) => {}
-            ended => {
-                result = ended.map(drop);
-                break;
-            }
-        }
-    }
+    let result = (0..rounds).step_by(of_a_world as usize).map(&mut part).find(|ended| !matches!(ended, Ok(false))).unwrap_or(Ok(false));
     let meanwhile = run.meanwhile;
     // Whatever else went wrong then went wrong because the devices were ended.
     late().map_or(result, Err)?;

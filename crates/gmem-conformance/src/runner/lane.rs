@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-/// How many of the last lines that a check printed are kept for a report of its failure.
+/// How many lines that a check printed are kept for a report of its failure: of many the first and the last.
 const KEPT_LINES: usize = 20;
 
 /// Runs jobs one after another.
@@ -41,12 +41,12 @@ impl Lane {
 
     /// Runs job `number` in a check process. One that fails a job is not used again: what the check left behind would meet the next.
     pub(crate) fn run(&mut self, number: usize) -> Verdict {
+        self.late = false;
         let mut process = match self.process.take().map_or_else(Process::start, Ok) {
             Ok(process) => process,
             Err(e) => return Verdict::Failed(format!("no process for the check: {e}")),
         };
         process.said().clear();
-        self.late = false;
         // If it does not read, it has ended, which the wait for its verdict notices.
         let _ = writeln!(process.jobs, "{number}");
         match process.verdicts.recv_timeout(self.limit) {
@@ -133,7 +133,8 @@ fn keep(said: &Mutex<Vec<String>>, line: String) {
     let mut said = said.lock().unwrap_or_else(PoisonError::into_inner);
     if !line.is_empty() {
         if said.len() == KEPT_LINES {
-            said.remove(0);
+            // A panic begins with what went wrong, and chatter ends with it.
+            said.remove(KEPT_LINES / 2);
         }
         said.push(line);
     }
