@@ -2,16 +2,18 @@
 
 use gmem_hal::{Crash, DeviceError, FaultError, HostError, VirtAddr};
 
-const DEVICE: [DeviceError; 6] = [
+const DEVICE: [DeviceError; 8] = [
     DeviceError::NoMemory,
     DeviceError::Dead,
     DeviceError::NoAnswer,
     DeviceError::Unsupported,
     DeviceError::CopyFailed,
     DeviceError::BadRequest,
+    DeviceError::TooManyFiles,
+    DeviceError::AlreadyStarted,
 ];
 
-const HOST: [HostError; 7] = [
+const HOST: [HostError; 8] = [
     HostError::NoMemory,
     HostError::Pinned,
     HostError::AddressInUse,
@@ -19,6 +21,7 @@ const HOST: [HostError; 7] = [
     HostError::NotPermitted,
     HostError::Unsupported,
     HostError::Displaced,
+    HostError::TooManyFiles,
 ];
 
 const PLAIN: [FaultError; 6] = [

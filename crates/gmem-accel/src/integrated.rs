@@ -153,7 +153,7 @@ impl Device for Integrated {
     fn start(&self, _id: DeviceId, _upcalls: Weak<dyn Upcalls>) -> Result<(), DeviceError> {
         let mut threads = self.threads();
         if !threads.is_empty() || self.pool.lock().stopping {
-            return Err(DeviceError::BadRequest);
+            return Err(DeviceError::AlreadyStarted);
         }
         self.pool.lock().cores = self.cores;
         for worker in 0..self.cores {

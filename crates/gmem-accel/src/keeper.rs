@@ -174,15 +174,12 @@ impl Keeper {
     fn make(self: &Arc<Self>, wish: &Wish, dram: &OwnedFd, kept: &mut Vec<Kept>) -> Result<Arc<Context>, DeviceError> {
         let mirror = if wish.config.peer { Some(Mirror::new(wish.config.dram_len).ok_or(DeviceError::NoMemory)?) } else { None };
         let host = wish.facts.host.map(|window| borrow(window.handle));
-        let started = spawn::spawn(&wish.config, dram.as_fd(), host).map_err(|e| match e {
-            Errno::NOEXEC | Errno::NOENT | Errno::ACCESS => DeviceError::Unsupported,
-            _ => DeviceError::NoMemory,
-        })?;
+        let started = spawn::spawn(&wish.config, dram.as_fd(), host).map_err(spawn::refusal)?;
         let facts = Facts { pid: started.pid.as_raw_nonzero().get(), ..wish.facts };
         let context = Arc::new(Context::new(facts, started.shm, mirror));
         let watched = rustix::io::fcntl_dupfd_cloexec(&started.pidfd, 0);
         kept.push(Kept { context: context.clone(), pidfd: started.pidfd, _socket: started.socket, killed: false });
-        let result = watched.map_err(|_| DeviceError::NoMemory).and_then(|pidfd| self.serve(&context, pidfd));
+        let result = watched.map_err(spawn::refusal).and_then(|pidfd| self.serve(&context, pidfd));
         if result.is_err() {
             // Without its watcher nobody would reap it but us, here.
             let lost = kept.pop();

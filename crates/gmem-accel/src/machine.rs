@@ -5,9 +5,9 @@ use crate::context::Context;
 use crate::copy;
 use crate::dram::Dram;
 use crate::keeper::{Hooks, Keeper};
+use crate::spawn;
 use crate::table::Table;
 use gmem_hal::{ByteLen, Capabilities, DeviceError, DeviceInfo, HnodeId, PhysRange, PmapId};
-use rustix::io::Errno;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
@@ -71,19 +71,16 @@ impl Machine {
     /// Takes memory and starts the keeper. `core_key` is the same for all devices of one core.
     pub(crate) fn power_on(&self, core_key: usize, hooks: Hooks) -> Result<(), DeviceError> {
         if self.on.get().is_some() {
-            return Err(DeviceError::BadRequest);
+            return Err(DeviceError::AlreadyStarted);
         }
-        let (dram, fd) = Dram::create(self.spec.memory as usize).map_err(|e| match e {
-            Errno::NOSYS | Errno::PERM => DeviceError::Unsupported,
-            _ => DeviceError::NoMemory,
-        })?;
+        let (dram, fd) = Dram::create(self.spec.memory as usize).map_err(spawn::refusal)?;
         let max_maps = std::fs::read_to_string("/proc/sys/vm/max_map_count").ok().and_then(|s| s.trim().parse().ok()).unwrap_or(65_530);
         let keeper = Keeper::start(hooks, fd)?;
         let peer = crate::peer::Pool::new(self.spec.memory);
         let refused = self.on.set(On { core_key, dram, keeper, max_maps, peer });
         if let Err(on) = refused {
             on.keeper.stop(self.spec.limit);
-            return Err(DeviceError::BadRequest);
+            return Err(DeviceError::AlreadyStarted);
         }
         Ok(())
     }

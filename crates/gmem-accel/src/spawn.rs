@@ -8,6 +8,7 @@
 
 use crate::device;
 use crate::shm::{Config, Shared};
+use gmem_hal::DeviceError;
 use rustix::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use rustix::fs::{MemfdFlags, SealFlags};
 use rustix::io::Errno;
@@ -39,7 +40,11 @@ pub(crate) fn spawn(config: &Config, dram: BorrowedFd<'_>, host: Option<Borrowed
     let mut passed = Vec::new();
     for fd in [ring.as_fd(), dram, theirs.as_fd()].into_iter().chain(host) {
         // Out of the way of the numbers they will get, which may be in use here.
-        passed.push(rustix::io::fcntl_dupfd_cloexec(fd, HIGH)?);
+        passed.push(rustix::io::fcntl_dupfd_cloexec(fd, HIGH).map_err(|e| match e {
+            // The limit on descriptors is below the number to begin at.
+            Errno::INVAL => Errno::MFILE,
+            other => other,
+        })?);
     }
     let pid = start(&passed)?;
     match rustix::process::pidfd_open(pid, PidfdFlags::empty()) {
@@ -50,6 +55,15 @@ pub(crate) fn spawn(config: &Config, dram: BorrowedFd<'_>, host: Option<Borrowed
             let _ = rustix::process::waitpid(Some(pid), rustix::process::WaitOptions::empty());
             Err(e)
         }
+    }
+}
+
+/// Why the system does not give a device what it is made of: memory, descriptors, a process.
+pub(crate) fn refusal(e: Errno) -> DeviceError {
+    match e {
+        Errno::MFILE | Errno::NFILE => DeviceError::TooManyFiles,
+        Errno::NOSYS | Errno::PERM | Errno::NOEXEC | Errno::NOENT | Errno::ACCESS => DeviceError::Unsupported,
+        _ => DeviceError::NoMemory,
     }
 }
 

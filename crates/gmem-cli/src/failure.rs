@@ -92,6 +92,7 @@ impl From<Error> for Failure {
         match e {
             // What was asked for is something the device or the host does not do.
             Error::Build(_)
+            | Error::PrivateInThread
             | Error::Attach(
                 Attach::ModeUnsupported(_)
                 | Attach::PageSizeUnsupported(..)

@@ -11,7 +11,9 @@ use crate::space::Space;
 use alloc::sync::{Arc, Weak};
 use arrayvec::ArrayVec;
 use gmem_hal::lock_api::Mutex;
-use gmem_hal::{ByteLen, Capabilities, Device, DeviceId, HnodeId, Mode, PageSize, PhysRange, Platform, PmapId, SpaceId, Upcalls, VirtAddr};
+use gmem_hal::{
+    ByteLen, Capabilities, Device, DeviceError, DeviceId, HnodeId, Mode, PageSize, PhysRange, Platform, PmapId, SpaceId, Upcalls, VirtAddr,
+};
 
 /// The most pools of memory one device can have; bounds what a fault keeps on its stack.
 pub(crate) const MAX_POOLS: usize = 16;
@@ -83,7 +85,8 @@ impl<P: Platform> Core<P> {
     /// Makes a device known (`gm_dev_create`). Its facts are checked and its driver is started before anyone can see it. May block.
     ///
     /// # Errors
-    /// [`DeviceCallError::Malformed`] for contradicting facts; whatever [`Device::start`] answers. Nothing is left behind.
+    /// [`DeviceCallError::Malformed`] for contradicting facts; [`DeviceError::AlreadyStarted`] if `driver` is a device of this core; whatever [`Device::start`] answers.
+    /// Nothing is left behind.
     pub fn device_create(self: &Arc<Self>, driver: Arc<dyn Device>) -> Result<DeviceId, DeviceCallError> {
         self.check_enabled().map_err(|_| DeviceCallError::Disabled)?;
         let info = driver.info();
@@ -101,6 +104,9 @@ impl<P: Platform> Core<P> {
         };
         if let Some(what) = malformed {
             return Err(DeviceCallError::Malformed(what));
+        }
+        if self.tables.lock().devices.values().any(|slot| Arc::ptr_eq(&slot.driver, &driver)) {
+            return Err(DeviceError::AlreadyStarted.into());
         }
         let id = DeviceId(self.tables.lock().fresh_device());
         let weak: Weak<Self> = Arc::downgrade(self);

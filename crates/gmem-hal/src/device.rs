@@ -106,6 +106,8 @@ pub trait Device: Send + Sync {
     fn info(&self) -> &DeviceInfo;
 
     /// Called once, before anything else, with the id the core gave and the way to call the core. May block.
+    ///
+    /// One core never starts a driver that it has; what was given to two cores, or was stopped and cannot begin again, answers [`DeviceError::AlreadyStarted`].
     fn start(&self, id: DeviceId, upcalls: Weak<dyn Upcalls>) -> Result<(), DeviceError>;
 
     /// The device-physical memory to register when the device is added, if the driver does not register it by itself.

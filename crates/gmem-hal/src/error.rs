@@ -2,11 +2,19 @@
 
 use core::fmt;
 
+/// What a user can do about a limit on descriptors. A process has one limit for each table of its own, and gmem's threads have a table, so both may be full.
+const TOO_MANY_FILES: &str = "too many open files: raise the limit of the process (ulimit -n) or of the system (sysctl fs.file-max), \
+                              or drop devices, contexts or address spaces";
+
 /// A device callback failed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
 pub enum DeviceError {
-    /// The device has no room for this (a table, a ring, a frame), or the system has none for its driver (memory, descriptors, processes). Trying again after freeing something may work.
+    /// The device has no room for this (a table, a ring, a frame), or the system has none for its driver (memory, processes). Trying again after freeing something may work.
     NoMemory,
+    /// The process, or the system, has as many files open as it may: there is no descriptor for the driver.
+    TooManyFiles,
+    /// [`Device::start`](crate::Device::start): this driver was started before, and serves, or served, another device.
+    AlreadyStarted,
     /// The device or this context of it is gone, confirmed: it will never touch memory again.
     Dead,
     /// No answer within the driver's time limit: it may still be running and touching memory.
@@ -22,7 +30,11 @@ pub enum DeviceError {
 impl fmt::Display for DeviceError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::NoMemory => "there is no room for this on the device, or no memory, descriptors or processes in the system for it",
+            Self::NoMemory => "there is no room for this on the device, or no memory or processes in the system for it",
+            Self::TooManyFiles => TOO_MANY_FILES,
+            Self::AlreadyStarted => {
+                "this driver was started before, as a device of this Gmem or of another: clone that Device, or build another driver"
+            }
             Self::Dead => "the device is gone",
             Self::NoAnswer => "the device did not answer in time",
             Self::Unsupported => "the device cannot do this",
@@ -87,6 +99,8 @@ pub enum HostError {
     Unsupported,
     /// The program unmapped, moved, replaced or protected the memory at these addresses behind gmem's back.
     Displaced,
+    /// The process, or the system, has as many files open as it may.
+    TooManyFiles,
     /// The kernel answered in a way the host does not know; the errno is kept.
     Os(i32),
 }
@@ -103,6 +117,7 @@ impl fmt::Display for HostError {
             Self::Displaced => {
                 f.write_str("the program unmapped, replaced or protected this memory by itself: use the region it came from")
             }
+            Self::TooManyFiles => f.write_str(TOO_MANY_FILES),
             Self::Os(errno) => write!(f, "the kernel answered errno {errno}"),
         }
     }

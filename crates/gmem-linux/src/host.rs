@@ -29,6 +29,7 @@ pub(crate) fn error(e: Errno) -> HostError {
         Errno::NOMEM => HostError::NoMemory,
         Errno::EXIST => HostError::AddressInUse,
         Errno::PERM | Errno::ACCESS => HostError::NotPermitted,
+        Errno::MFILE | Errno::NFILE => HostError::TooManyFiles,
         other => HostError::Os(other.raw_os_error()),
     }
 }
@@ -37,6 +38,11 @@ pub(crate) fn error(e: Errno) -> HostError {
 /// are not refused in practice.
 pub(crate) fn split_error(e: Errno) -> HostError {
     if e == Errno::NOMEM { HostError::TooManyMappings } else { error(e) }
+}
+
+/// What the errno of a failed start means, to be told to the user; 0 is none.
+pub(crate) fn cause(errno: i32) -> HostError {
+    if errno == 0 { HostError::Os(0) } else { error(Errno::from_raw_os_error(errno)) }
 }
 
 /// The host could not be opened.
@@ -52,7 +58,7 @@ impl fmt::Display for OpenError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Threads(e) => e.fmt(f),
-            Self::Service(e) => write!(f, "the fault service could not be started (errno {e})"),
+            Self::Service(e) => write!(f, "the fault service could not be started: {}", cause(*e)),
         }
     }
 }
@@ -157,6 +163,8 @@ pub struct LinuxHost {
 impl LinuxHost {
     /// Opens the host with the best userfaultfd that the machine permits, or without any.
     pub fn open(threads: Arc<Threads>) -> Result<Self, OpenError> {
+        // Without descriptors the best that can be opened would be nothing, and would count as refused.
+        threads.run(probe::room_for_descriptors).map_err(|e| OpenError::Service(e.raw_os_error()))?;
         let access = threads.run(probe::best_access);
         Self::open_as(threads, access)
     }

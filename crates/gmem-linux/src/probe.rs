@@ -2,11 +2,16 @@
 
 use crate::sys::area::{Advice, Area};
 use crate::sys::uffd;
+use arrayvec::ArrayVec;
 use gmem_hal::{PageSize, Prot, VirtRange};
 use linux_raw_sys::general as raw;
+use rustix::event::{EventfdFlags, eventfd};
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use rustix::io::Errno;
 use std::fs;
+
+/// At least as many descriptors as a host opens when it starts, those included that are open only for a moment.
+const OPENED: usize = 8;
 
 /// How a userfaultfd can be had.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -148,6 +153,12 @@ impl Probe {
             );
         }
     }
+}
+
+/// Whether this thread's table has room for what the host opens when it starts, by opening as many for a moment.
+pub(crate) fn room_for_descriptors() -> Result<(), Errno> {
+    let trial: Result<ArrayVec<_, OPENED>, _> = (0..OPENED).map(|_| eventfd(0, EventfdFlags::CLOEXEC)).collect();
+    trial.map(drop)
 }
 
 /// The best kind of userfaultfd that works here.

@@ -44,6 +44,11 @@ impl Gmem {
 }
 
 impl Device {
+    /// Ids mean something else in another Gmem, so a device must not get there.
+    pub(crate) fn check_of(&self, runtime: &Arc<Runtime>) -> Result<(), Error> {
+        if Arc::ptr_eq(&self.inner.runtime, runtime) { Ok(()) } else { Err(Error::OtherGmem) }
+    }
+
     /// The id.
     pub fn id(&self) -> DeviceId {
         self.inner.id
@@ -84,8 +89,10 @@ impl Device {
     /// Makes a context of this device its current one, or none, and tells the driver (`gm_dev_switch`). A launch does it by itself.
     ///
     /// # Errors
-    /// [`Error::Device`] with the driver's refusal, upon which the former context stays current, or if the context is another device's.
+    /// [`Error::Device`] with the driver's refusal, upon which the former context stays current, or if the context is another device's; [`Error::OtherGmem`] if it is of
+    /// another [`Gmem`].
     pub fn switch(&self, to: Option<&Context>) -> Result<(), Error> {
+        to.map_or(Ok(()), |context| context.device().check_of(&self.inner.runtime))?;
         if let Some(context) = to.filter(|context| context.device().id() != self.inner.id) {
             return Err(DeviceCallError::NotAttached(context.space().id()).into());
         }

@@ -28,6 +28,17 @@ pub enum Error {
         /// Where they end.
         last: VirtAddr,
     },
+    /// Mapping a region: no place was named, and none that is long enough is free in the address space.
+    NoRoom {
+        /// How long the region was to be, in whole pages.
+        len: ByteLen,
+        /// How long the address space is.
+        space: ByteLen,
+    },
+    /// A region of private backing has no in-thread delivery: private memory is for the kernel's I/O, and a fault of the kernel raises no signal.
+    PrivateInThread,
+    /// The device, or the context, belongs to another [`Gmem`](crate::Gmem) than what it was to be used with.
+    OtherGmem,
     /// Attaching a device.
     Attach(AttachError),
     /// Detaching a device.
@@ -66,6 +77,18 @@ impl fmt::Display for Error {
                 f,
                 "no address space: no place is left for {len} of addresses between {first} and {last}, or the process may have no more of them \
                  (ulimit -v); drop an address space, ask for fewer addresses (SpaceBuilder::len), or say where (SpaceBuilder::at)"
+            ),
+            Self::NoRoom { len, space } => write!(
+                f,
+                "no region: {len} of free addresses side by side were asked for, and the address space, of {space} in all, has none so long; ask for less, \
+                 drop a region, or make a longer address space (SpaceBuilder::len)"
+            ),
+            Self::PrivateInThread => f.write_str(
+                "no region: private backing with in-thread delivery was asked for, and the kernel's accesses to private memory raise no signal in a \
+                 thread; there are private backing with service delivery, and shared backing with either",
+            ),
+            Self::OtherGmem => f.write_str(
+                "a device of one Gmem was to be used with an address space, a context or a device of another: add all devices that share data to one Gmem",
             ),
             Self::Attach(e) => write!(f, "not attached: {e}"),
             Self::Detach(e) => write!(f, "not detached: {e}"),

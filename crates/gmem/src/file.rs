@@ -8,7 +8,7 @@ use crate::error::Error;
 use crate::region::Region;
 use crate::space::RegionBuilder;
 use gmem_core::{HoldRange, RangeError};
-use gmem_hal::{Access, ByteLen, Delivery, FaultError, Prot, VirtAddr, VirtRange};
+use gmem_hal::{Access, ByteLen, Delivery, FaultError, HostError, Prot, VirtAddr, VirtRange};
 use std::fmt;
 use std::fs::File;
 use std::io::ErrorKind;
@@ -41,6 +41,8 @@ pub enum FileError {
     InThread,
     /// The offset and the length pass the last offset a file can have.
     Offset,
+    /// The process, or the system, has as many files open as it may, and a shared region keeps a descriptor.
+    TooManyFiles,
     /// The contents of a shared region are the file's: unmap it to be rid of its memory.
     Discard,
     /// The kernel refused to read or write at this offset of the file; the errno is kept.
@@ -61,6 +63,7 @@ impl fmt::Display for FileError {
             Self::Append => f.write_str("the file is in append mode, in which nothing can be written back to its place: open it without"),
             Self::InThread => f.write_str("a file needs a region of service delivery: the kernel's own accesses raise no signal"),
             Self::Offset => f.write_str("the offset and length pass the largest offset of a file"),
+            Self::TooManyFiles => HostError::TooManyFiles.fmt(f),
             Self::Discard => f.write_str("the contents of a shared file's region cannot be given up: unmap it instead"),
             Self::Io { offset, errno } => write!(f, "the kernel answered errno {errno} at offset {offset} of the file"),
         }
@@ -163,7 +166,10 @@ fn open_flags(file: &File) -> Result<i32, Error> {
 }
 
 fn io_error(offset: u64, error: &std::io::Error) -> Error {
-    FileError::Io { offset, errno: error.raw_os_error().unwrap_or(0) }.into()
+    match error.raw_os_error().unwrap_or(0) {
+        libc::EMFILE | libc::ENFILE => FileError::TooManyFiles.into(),
+        errno => FileError::Io { offset, errno }.into(),
+    }
 }
 
 /// Reads the file into a region that nobody else knows yet, and returns how many bytes it had.

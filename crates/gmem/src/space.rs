@@ -7,7 +7,7 @@ use crate::region::Region;
 use crate::runtime::{Gmem, Runtime};
 use crate::unified::UnifiedVec;
 use bytemuck::Pod;
-use gmem_core::{MapRequest, Residence, SpaceError};
+use gmem_core::{MapRequest, RangeError, Residence, SpaceError};
 use gmem_hal::{Access, Backing, ByteLen, Delivery, HostError, Mode, PageSize, Prot, RegionAttrs, SpaceId, VirtAddr, VirtRange};
 use std::fmt;
 use std::sync::Arc;
@@ -127,7 +127,7 @@ impl AddressSpace {
     /// context belongs to the address space: any thread may use it, and a device may have one in each of several.
     ///
     /// # Errors
-    /// [`Error::Attach`].
+    /// [`Error::Attach`]; [`Error::OtherGmem`] for a device of another [`Gmem`].
     pub fn attach(&self, device: &Device, mode: Mode) -> Result<Context, Error> {
         self.attach_as(device, mode, true)
     }
@@ -135,12 +135,13 @@ impl AddressSpace {
     /// Attaches a device and leaves the context that is current on it as it is; [`Device::switch`] changes it.
     ///
     /// # Errors
-    /// [`Error::Attach`].
+    /// [`Error::Attach`]; [`Error::OtherGmem`] for a device of another [`Gmem`].
     pub fn attach_inactive(&self, device: &Device, mode: Mode) -> Result<Context, Error> {
         self.attach_as(device, mode, false)
     }
 
     fn attach_as(&self, device: &Device, mode: Mode, activate: bool) -> Result<Context, Error> {
+        device.check_of(&self.inner.runtime)?;
         self.inner.runtime.call(|core| core.attach(self.inner.id, device.inner.id, mode, activate))?;
         Ok(Context::new(self.clone(), device.clone(), mode))
     }
@@ -153,7 +154,7 @@ impl AddressSpace {
     /// A vector of `len` zeroed elements, in a region of its own.
     ///
     /// # Errors
-    /// [`Error::Range`] if there is no room, [`Error::Length`] if the length is zero or overflows.
+    /// [`Error::NoRoom`] if no place is free that is long enough, [`Error::Length`] if the length is zero or overflows; as [`RegionBuilder::map`] otherwise.
     pub fn vec<T: Pod>(&self, len: usize) -> Result<UnifiedVec<T>, Error> {
         self.region().vec(len)
     }
@@ -169,8 +170,9 @@ impl AddressSpace {
     /// Brings the pages of `range` to a device, or home with `None`, and returns how many moved.
     ///
     /// # Errors
-    /// [`Error::Range`] with the first page that could not be brought.
+    /// [`Error::Range`] with the first page that could not be brought; [`Error::OtherGmem`] for a device of another [`Gmem`].
     pub fn prefetch(&self, range: VirtRange, device: Option<&Device>, access: Access) -> Result<usize, Error> {
+        device.map_or(Ok(()), |device| device.check_of(&self.inner.runtime))?;
         Ok(self.inner.runtime.call(|core| core.prefetch(self.inner.id, range, device.map(Device::id), access))?)
     }
 
@@ -246,18 +248,25 @@ impl RegionBuilder {
     /// Maps `bytes` zero bytes, rounded up to whole pages.
     ///
     /// # Errors
-    /// [`Error::Range`], [`Error::Length`].
+    /// [`Error::Range`], [`Error::Length`]; [`Error::NoRoom`] if no place was named and none is free that is long enough; [`Error::PrivateInThread`].
     pub fn map(self, bytes: u64) -> Result<Region, Error> {
+        if (self.attrs.backing, self.attrs.delivery) == (Backing::Private, Delivery::InThread) {
+            return Err(Error::PrivateInThread);
+        }
         let len = bytes.checked_next_multiple_of(self.attrs.page_size.bytes()).filter(|len| *len > 0).ok_or(Error::Length)?;
         let request = MapRequest { len: ByteLen(len), at: self.at, attrs: self.attrs };
-        let range = self.space.inner.runtime.call(|core| core.map(self.space.inner.id, &request))?;
+        let (id, space) = (self.space.id(), self.space.range().len());
+        let range = self.space.inner.runtime.call(|core| core.map(id, &request)).map_err(|e| match e {
+            RangeError::NoAddressSpace if self.at.is_none() => Error::NoRoom { len: request.len, space },
+            other => other.into(),
+        })?;
         Ok(Region::new(self.space, range, self.attrs))
     }
 
     /// A vector of `len` zeroed elements in such a region. The region must be readable and writable.
     ///
     /// # Errors
-    /// [`Error::Range`], [`Error::Length`]; [`Error::VectorProt`] with another protection; [`Error::DevicesOnly`] in an address space that the CPU does not see, where something else may lie at these addresses.
+    /// As [`RegionBuilder::map`]; [`Error::VectorProt`] with another protection; [`Error::DevicesOnly`] in an address space that the CPU does not see, where something else may lie at these addresses.
     pub fn vec<T: Pod>(self, len: usize) -> Result<UnifiedVec<T>, Error> {
         if !self.space.inner.cpu_visible {
             return Err(Error::DevicesOnly);

@@ -70,6 +70,7 @@ fn a_kernel_that_runs_wild_ends_and_the_next_context_does_not_notice() {
             let (word, stop) = (at(theirs, 64), at(theirs, PAGE));
             std::thread::scope(|threads| {
                 let kernel = threads.spawn(move || run(bystander, &SPIN, &[word, stop]));
+                let _stops = Stops(stop);
                 eventually("the bystander's kernel runs", || get(word) > 0);
                 let mut counted = get(word);
                 for (what, va) in wild_addresses(&two) {

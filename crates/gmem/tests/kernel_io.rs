@@ -11,6 +11,7 @@ use ring::Ring;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
 
 /// How many rounds of a test: few, or as many as the environment says.
 fn rounds(few: u64) -> u64 {
@@ -163,6 +164,10 @@ fn direct(region: &gmem::Region, bytes: u64, backing: Backing, pages: [u64; 3], 
             drop(pin);
             (2..512).for_each(|word| set(va + 8 * word, 0));
             let pin = (backing == Backing::Shared).then(|| region.pin_for_io(range).unwrap());
+            if pin.is_some() {
+                // Time for the device to come for the page, which it must not get before the bytes are there.
+                std::thread::sleep(Duration::from_millis(2));
+            }
             // SAFETY: as above; the words that the device counts in are read too, so it may lose counts, which nobody checks.
             assert_eq!(unsafe { libc::pread(file, va as *mut _, 4096, 0) }, 4096, "{:?}", std::io::Error::last_os_error());
             drop(pin);
@@ -177,22 +182,26 @@ fn thirty_two_threads_make_system_calls_on_pages_that_devices_take() {
         for size in [PageSize::Size4K, PageSize::Size2M] {
             for backing in [Backing::Shared, Backing::Private] {
                 let (world, region, bytes) = crowded(size, backing);
-                let (world, region, done) = (&world, &region, &AtomicBool::new(false));
+                let (world, region, done, sweeps) = (&world, &region, &AtomicBool::new(false), &AtomicU64::new(0));
                 let slot = bytes / 64;
                 let total = rounds(12);
                 std::thread::scope(|threads| {
                     let device = threads.spawn(move || {
                         while !done.load(Ordering::SeqCst) {
                             sweep(world, region, bytes, &[]);
+                            sweeps.fetch_add(1, Ordering::SeqCst);
                         }
                     });
                     // Each thread has a place of its own in every page.
-                    let workers: Vec<_> = (0..32)
-                        .map(|n| {
-                            threads
-                                .spawn(move || (0..total).for_each(|round| transfer(region, bytes, bytes / 2 + n * (slot & !7), n, round)))
-                        })
-                        .collect();
+                    let rounds_of = move |n| {
+                        for round in 0..total {
+                            transfer(region, bytes, bytes / 2 + n * (slot & !7), n, round);
+                            // The second sweep from here on begins after this, and takes every page.
+                            let before = sweeps.load(Ordering::SeqCst);
+                            eventually("the device had every page", || sweeps.load(Ordering::SeqCst) >= before + 2);
+                        }
+                    };
+                    let workers: Vec<_> = (0..32).map(|n| threads.spawn(move || rounds_of(n))).collect();
                     workers.into_iter().for_each(|worker| worker.join().unwrap());
                     done.store(true, Ordering::SeqCst);
                     device.join().unwrap();

@@ -97,8 +97,10 @@ fn round(arena: &mut Arena, phase: Phase, moment: Duration, case: &str, table: &
         std::thread::sleep(moment);
         kill(pid);
         arena.neighbour_runs();
-        let (error, context) = victim.join().unwrap();
+        let victim = victim.join();
+        // First, or a failure would wait for the CPU's thread for ever.
         stop.store(true, Ordering::SeqCst);
+        let (error, context) = victim.unwrap();
         if let Some(e) = &error {
             assert!(e.is_device_gone(), "{case}: {e:?}");
             table.errors += 1;

@@ -50,7 +50,7 @@ fn in_thread_delivery_of_private_backing_is_refused() {
     watched(|| {
         let space = Gmem::new().unwrap().address_space().create().unwrap();
         let refused = space.region().backing(Backing::Private).delivery(Delivery::InThread).map(PAGE);
-        assert!(matches!(refused, Err(Error::Range(RangeError::Host(gmem::hal::HostError::Unsupported)))), "{refused:?}");
+        assert!(matches!(refused, Err(Error::PrivateInThread)), "{refused:?}");
     });
 }
 

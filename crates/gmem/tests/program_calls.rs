@@ -30,15 +30,6 @@ impl Setting {
     }
 }
 
-/// Ends the kernel, also if the test fails.
-struct Stops(u64);
-
-impl Drop for Stops {
-    fn drop(&mut self) {
-        set(self.0, 1);
-    }
-}
-
 /// Calls `body` in a process of its own for each kind and size, while a kernel runs on other pages. Pages 0 and 2 are on the CPU and hold 10 and 12 in their first
 /// word; 1 and 3 are on the device and hold 11 and 13.
 fn beside_a_kernel(name: &str, body: impl Fn(&Setting)) {

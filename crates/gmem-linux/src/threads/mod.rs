@@ -10,6 +10,7 @@
 mod root;
 mod slot;
 
+use crate::host::cause;
 use core::cell::Cell;
 use core::fmt;
 use core::sync::atomic::{AtomicUsize, Ordering::*};
@@ -45,9 +46,9 @@ pub enum StartError {
 impl fmt::Display for StartError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Spawn(e) => write!(f, "no thread could be started (errno {e})"),
-            Self::Descriptors(e) => write!(f, "no descriptor table of our own (errno {e})"),
-            Self::Signals(e) => write!(f, "signals could not be blocked (errno {e})"),
+            Self::Spawn(e) => write!(f, "no thread could be started: {}", cause(*e)),
+            Self::Descriptors(e) => write!(f, "no descriptor table of our own: {}", cause(*e)),
+            Self::Signals(e) => write!(f, "signals could not be blocked: {}", cause(*e)),
         }
     }
 }

@@ -137,6 +137,15 @@ pub(crate) fn run(context: &Context, kernel: &gmem::Kernel, args: &[u64]) -> Res
     unsafe { context.run(kernel, args) }
 }
 
+/// Stops a [`SPIN`], also if the test fails: it would wait for the kernel for ever and its message would be lost. By the kernel's second argument.
+pub(crate) struct Stops(pub(crate) u64);
+
+impl Drop for Stops {
+    fn drop(&mut self) {
+        set(self.0, 1);
+    }
+}
+
 /// The address of byte `offset` of a region.
 pub(crate) fn at(region: &Region, offset: u64) -> u64 {
     assert!(offset < region.range().len().get());
