@@ -97,7 +97,8 @@ impl RegionBuilder {
     /// * **Past the end** of the file the region reads as zero. It can be written there like any memory; that is never written back, so the file never grows.
     /// * [`FileSharing::Shared`]: what the CPU and the devices changed is written back, in units of 4 KiB that are written only if they were changed, by [`Region::sync`], by
     ///   [`Region::unmap`], and when the region is dropped. An error while it is dropped can be told to nobody and is a line on standard error: call
-    ///   [`Region::sync`] first. If others **cut** the file meanwhile, what lies past its new end is not written back.
+    ///   [`Region::sync`] first. If others **cut** the file meanwhile, what lies past its new end is not written back; each piece is written where the file ends at that moment, and
+    ///   only who cuts it in the very microsecond in which a piece there is written has a race with the kernel.
     /// * [`FileSharing::Private`]: nothing is written back.
     ///
     /// A descriptor of the same open file is kept for as long as a shared region lives; `file` may be closed. May block for as long as reading takes.
@@ -237,8 +238,9 @@ impl Backing {
     /// Writes what was changed in `range`, whole pages of the region, back to the file. With `forced`, also where nobody may read.
     pub(crate) fn write_back(&self, region: &Region, range: VirtRange, forced: bool) -> Result<(), Error> {
         let Some(valid) = self.valid(range).filter(|_| self.check_writable().is_ok()) else { return Ok(()) };
-        let now = self.file.metadata().map_err(|e| io_error(self.offset, &e))?.len().saturating_sub(self.offset);
-        let Some(kept) = VirtRange::from_len(self.start, ByteLen(now)).and_then(|file| valid.intersection(file)) else { return Ok(()) };
+        let Some(kept) = VirtRange::from_len(self.start, ByteLen(self.len_now()?)).and_then(|file| valid.intersection(file)) else {
+            return Ok(());
+        };
         for chunk in cut(kept, CHUNK.max(region.attrs().page_size.bytes())) {
             match self.write_chunk(region, chunk) {
                 Err(Error::Range(RangeError::Fault(_, FaultError::Protection))) if forced => self.write_hidden(region, chunk)?,
@@ -246,6 +248,11 @@ impl Backing {
             }
         }
         Ok(())
+    }
+
+    /// How many bytes the file has now, from the region's first on.
+    fn len_now(&self) -> Result<u64, Error> {
+        Ok(self.file.metadata().map_err(|e| io_error(self.offset, &e))?.len().saturating_sub(self.offset))
     }
 
     /// Brings a chunk home, keeps it there while it is looked at, and writes what was changed.
@@ -291,7 +298,12 @@ impl Backing {
             let digest = blake3::hash(bytes);
             let number = (offset / PIECE as u64) as usize;
             if digests.get(number) != Some(&digest) {
-                self.file.write_all_at(&bytes[..len], self.offset + offset).map_err(|e| io_error(self.offset + offset, &e))?;
+                // Others may have cut the file since the chunk was begun, which may have waited for a launch: nothing is written past where it ends now.
+                let kept = (len as u64).min(self.len_now()?.saturating_sub(offset)) as usize;
+                if kept == 0 {
+                    return Ok(());
+                }
+                self.file.write_all_at(&bytes[..kept], self.offset + offset).map_err(|e| io_error(self.offset + offset, &e))?;
                 if let Some(old) = digests.get_mut(number) {
                     *old = digest;
                 }

@@ -3,7 +3,7 @@
 mod common;
 
 use common::*;
-use gmem::{Backing, Delivery, Error, FileError, FileSharing, Mode, Prot, Region, accel, hal};
+use gmem::{Access, Args, Backing, Delivery, Error, FileError, FileSharing, Mode, Prot, Region, accel, hal};
 use std::fs::File;
 use std::io::Read;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
@@ -128,6 +128,46 @@ fn the_end_of_the_file_is_where_it_was() {
         drop(region);
         assert_eq!(file.metadata().unwrap().len(), 0);
         std::fs::remove_file(path).unwrap();
+    });
+}
+
+// Waits for the gate args[0].
+gmem::kernel!(WAIT = "files-wait", |grid, args| {
+    if grid.worker == 0 {
+        wait_at_gate(args[0]);
+    }
+});
+
+#[test]
+fn a_file_that_is_cut_while_it_is_written_back_stays_cut() {
+    watched(|| {
+        let world = World::new(accel::Discrete::builder().memory(4 * PAGE).cores(1).replay(false), Mode::CoherentExclusive);
+        let (file, path) = file("cut", 3 * PAGE);
+        let region = world.space.region().map_file(&file, 0, 3 * PAGE, FileSharing::Shared).unwrap();
+        (0..3).for_each(|page| set(at(&region, page * PAGE), 100 + page));
+        let gate = KernelGate::new();
+        world.context.scope(|scope| {
+            // The launch holds the second page, for which writing back has to wait.
+            let held = part(&region, PAGE, PAGE);
+            let args = Args::new().number(gate.number()).range(held.start(), held.len(), Access::Read);
+            // SAFETY: the kernel takes a number.
+            let launch = unsafe { scope.launch(&WAIT, args) }.unwrap();
+            std::thread::scope(|threads| {
+                let sync = threads.spawn(|| region.sync());
+                eventually("the first page is written", || word_of(&file, 0) == 100);
+                assert!(!sync.is_finished(), "nothing was waited for");
+                file.set_len(PAGE + 24).unwrap();
+                gate.open();
+                sync.join().unwrap().unwrap();
+            });
+            launch.wait().unwrap();
+        });
+        assert_eq!(file.metadata().unwrap().len(), PAGE + 24, "what others cut off came back");
+        assert_eq!((word_of(&file, 0), word_of(&file, PAGE)), (100, 101));
+        drop(region);
+        assert_eq!(file.metadata().unwrap().len(), PAGE + 24);
+        std::fs::remove_file(path).unwrap();
+        verify(&world.gmem);
     });
 }
 
