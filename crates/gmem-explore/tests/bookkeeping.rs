@@ -139,19 +139,39 @@ impl Device for Numbering {
     }
 }
 
+fn numbering(name: &str) -> Arc<dyn Device> {
+    let info = DeviceInfo {
+        name: name.into(),
+        capabilities: Capabilities::REPLAYABLE,
+        page_sizes: PageSizes::ALL,
+        modes: Modes::all(),
+        mmu_cookie: 0x5a,
+    };
+    Arc::new(Numbering { info, tables: AtomicU64::new(0) })
+}
+
+#[test]
+fn a_driver_is_never_started_while_it_is_a_device() {
+    let world = CoreWorld::standard(1);
+    let core = &world.core;
+    let (driver, other) = (numbering("a"), numbering("a"));
+    let id = core.device_create(driver.clone()).expect("its facts are right");
+    // This one would let itself be started again.
+    assert_eq!(core.device_create(driver.clone()), Err(DeviceCallError::Device(DeviceError::AlreadyStarted)));
+    let second = core.device_create(other).expect("another driver, though its facts are the same");
+    core.device_destroy(id).expect("it is not attached");
+    let again = core.device_create(driver).expect("it is no device any more, and says itself whether it can begin again");
+    core.device_destroy(again).expect("it is not attached");
+    core.device_destroy(second).expect("it is not attached");
+    world.tear_down();
+}
+
 #[test]
 fn two_tables_of_one_name_are_never_on_one_device() {
     let world = CoreWorld::standard(1);
     let (core, first, second) = (&world.core, world.spaces[0], world.spaces[1]);
     let [a, b] = ["a", "b"].map(|name| {
-        let info = DeviceInfo {
-            name: name.into(),
-            capabilities: Capabilities::REPLAYABLE,
-            page_sizes: PageSizes::ALL,
-            modes: Modes::all(),
-            mmu_cookie: 0x5a,
-        };
-        let id = core.device_create(Arc::new(Numbering { info, tables: AtomicU64::new(0) })).expect("its facts are right");
+        let id = core.device_create(numbering(name)).expect("its facts are right");
         core.device_register_memory(id, PhysRange { begin: 0, end: 8 * PAGE }).expect("it is free");
         id
     });
