@@ -70,7 +70,7 @@ fn a_kernel_that_runs_wild_ends_and_the_next_context_does_not_notice() {
             let (word, stop) = (at(theirs, 64), at(theirs, PAGE));
             std::thread::scope(|threads| {
                 let kernel = threads.spawn(move || run(bystander, &SPIN, &[word, stop]));
-                let _stops = Stops(stop);
+                let _stops = AtEnd(|| set(stop, 1));
                 eventually("the bystander's kernel runs", || get(word) > 0);
                 let mut counted = get(word);
                 for (what, va) in wild_addresses(&two) {
@@ -202,6 +202,7 @@ fn a_flood_of_faults_keeps_nobody_else_from_working() {
             (context, space.region().page_size(PageSize::Size4K).map(512 << 12).unwrap())
         });
         let stop = calm.0.space().region().page_size(PageSize::Size4K).map(4096).unwrap();
+        let mut counted = 0;
         // One page that the CPU takes back each time, and many that do not fit.
         for pages in [1, 512] {
             let halt = flood.0.space().region().page_size(PageSize::Size4K).map(4096).unwrap();
@@ -210,21 +211,28 @@ fn a_flood_of_faults_keeps_nobody_else_from_working() {
             std::thread::scope(|threads| {
                 let storm = threads.spawn(|| run(&flood.0, &FLOOD, &[at(&flood.1, 0), pages, at(&halt, 0)]));
                 let fight = threads.spawn(|| {
+                    let mut count = 0;
                     while done.load(Ordering::SeqCst) == 0 {
-                        // SAFETY: the kernel adds to the same word atomically.
+                        // SAFETY: a word of a region that lives, which nobody else touches; the kernel adds to the one before it.
                         unsafe { AtomicU64::from_ptr(at(&flood.1, 8) as *mut u64) }.fetch_add(1, Ordering::SeqCst);
+                        count += 1;
                     }
+                    count
+                });
+                let end = AtEnd(|| {
+                    done.store(1, Ordering::SeqCst);
+                    set(at(&halt, 0), 1);
                 });
                 for round in 1..=20 {
                     run(&calm.0, &STRIDE, &[at(&calm.1, 0), round, 4096, 32]).unwrap();
                     (0..32).for_each(|page| assert_eq!(get(at(&calm.1, page * 4096)), round + page, "{pages} pages, round {round}"));
                     set(at(&stop, 0), round);
                 }
-                done.store(1, Ordering::SeqCst);
-                set(at(&halt, 0), 1);
-                fight.join().unwrap();
+                drop(end);
+                counted += fight.join().unwrap();
                 storm.join().unwrap().unwrap();
             });
+            assert_eq!(get(at(&flood.1, 8)), counted, "{pages} pages: the CPU's own writes were lost");
             assert!(gmem.stats().device_faults > 20);
         }
         verify(&gmem);

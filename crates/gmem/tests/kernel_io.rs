@@ -125,6 +125,7 @@ fn direct_io_into_pages_that_the_device_takes_loses_nothing() {
                 let (world, region, done) = (&world, &region, &AtomicBool::new(false));
                 let total = rounds(20);
                 let refused = std::thread::scope(|threads| {
+                    let end = AtEnd(|| done.store(true, Ordering::SeqCst));
                     let device = threads.spawn(move || {
                         let mut refused = 0;
                         while !done.load(Ordering::SeqCst) {
@@ -140,7 +141,7 @@ fn direct_io_into_pages_that_the_device_takes_loses_nothing() {
                     let workers: Vec<_> =
                         (0..4).map(|n| threads.spawn(move || direct(region, bytes, backing, [n, n + 4, n + 8], total))).collect();
                     workers.into_iter().for_each(|worker| worker.join().unwrap());
-                    done.store(true, Ordering::SeqCst);
+                    drop(end);
                     device.join().unwrap()
                 });
                 println!("{size} {backing:?}: {} direct transfers, {refused} launches refused meanwhile", 24 * total);
@@ -186,6 +187,7 @@ fn thirty_two_threads_make_system_calls_on_pages_that_devices_take() {
                 let slot = bytes / 64;
                 let total = rounds(12);
                 std::thread::scope(|threads| {
+                    let end = AtEnd(|| done.store(true, Ordering::SeqCst));
                     let device = threads.spawn(move || {
                         while !done.load(Ordering::SeqCst) {
                             sweep(world, region, bytes, &[]);
@@ -203,7 +205,7 @@ fn thirty_two_threads_make_system_calls_on_pages_that_devices_take() {
                     };
                     let workers: Vec<_> = (0..32).map(|n| threads.spawn(move || rounds_of(n))).collect();
                     workers.into_iter().for_each(|worker| worker.join().unwrap());
-                    done.store(true, Ordering::SeqCst);
+                    drop(end);
                     device.join().unwrap();
                 });
                 println!("{size} {backing:?}: {} system calls on pages that came and went", 32 * total * 12 * 6);

@@ -56,7 +56,7 @@ fn beside_a_kernel(name: &str, body: impl Fn(&Setting)) {
         let (word, stop) = (at(&setting.busy, 0), at(&setting.busy, setting.size));
         std::thread::scope(|threads| {
             let kernel = threads.spawn(|| run(&other, &SPIN, &[word, stop]));
-            let _stops = Stops(stop);
+            let _stops = AtEnd(|| set(stop, 1));
             eventually("the kernel runs", || get(word) > 0);
             body(&setting);
             let before = get(word);

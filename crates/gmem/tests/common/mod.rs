@@ -137,12 +137,12 @@ pub(crate) fn run(context: &Context, kernel: &gmem::Kernel, args: &[u64]) -> Res
     unsafe { context.run(kernel, args) }
 }
 
-/// Stops a [`SPIN`], also if the test fails: it would wait for the kernel for ever and its message would be lost. By the kernel's second argument.
-pub(crate) struct Stops(pub(crate) u64);
+/// Stops what a test has running when it is dropped, also if the test fails: a scope would wait for it for ever, and the message of the failure would be lost.
+pub(crate) struct AtEnd<F: FnMut()>(pub(crate) F);
 
-impl Drop for Stops {
+impl<F: FnMut()> Drop for AtEnd<F> {
     fn drop(&mut self) {
-        set(self.0, 1);
+        (self.0)();
     }
 }
 
