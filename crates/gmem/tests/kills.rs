@@ -71,6 +71,10 @@ fn round(arena: &mut Arena, phase: Phase, moment: Duration, case: &str, table: &
     };
     if phase == Phase::Launch {
         bring(arena, fits);
+        // What the launch finds is nowhere but on the device: with pages that are also at home, nobody could tell a lost page from one not yet written.
+        run(&context, &FILL, &arena.victim_args(fits, 1)).unwrap_or_else(|e| panic!("{case}: {e:?}"));
+        arena.victim_done(fits);
+        arena.next_turn();
     }
     let pid = arena.driver.process(context.pmap().unwrap()).unwrap();
     let (stop, started) = (AtomicBool::new(false), Barrier::new(4));
