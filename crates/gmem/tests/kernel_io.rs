@@ -11,7 +11,6 @@ use ring::Ring;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::Duration;
 
 /// How many rounds of a test: few, or as many as the environment says.
 fn rounds(few: u64) -> u64 {
@@ -137,7 +136,7 @@ fn direct_io_into_pages_that_the_device_takes_loses_nothing() {
                         }
                         refused
                     });
-                    // Each with the first 4 KiB of pages of its own but for the words that the device counts in.
+                    // Each with the beginning of pages of its own but for the words that the device counts in.
                     let workers: Vec<_> =
                         (0..4).map(|n| threads.spawn(move || direct(region, bytes, backing, [n, n + 4, n + 8], total))).collect();
                     workers.into_iter().for_each(|worker| worker.join().unwrap());
@@ -151,28 +150,27 @@ fn direct_io_into_pages_that_the_device_takes_loses_nothing() {
     });
 }
 
-/// Writes pages to a file and reads them back with direct I/O. `None` of the bytes may be lost on the way.
+/// Writes pages to a file and reads them back with direct I/O: of large pages half, so that the kernel is at it for as long as a device needs to come for the page.
+/// None of the bytes may be lost on the way.
 fn direct(region: &gmem::Region, bytes: u64, backing: Backing, pages: [u64; 3], rounds: u64) {
     let Some(file) = temporary(libc::O_DIRECT) else { return };
     let file = file.as_raw_fd();
+    let len = bytes.min(1 << 20) as usize;
     for round in 1..=rounds {
         for page in pages {
             let (va, range) = (at(region, page * bytes), part(region, page * bytes, bytes));
-            (2..512).for_each(|word| set(va + 8 * word, word_of(round, page, word)));
+            let words = 2..len as u64 / 8;
+            words.clone().for_each(|word| set(va + 8 * word, word_of(round, page, word)));
             let pin = (backing == Backing::Shared).then(|| region.pin_for_io(range).unwrap());
             // SAFETY: a system call on a page of a region that lives.
-            assert_eq!(unsafe { libc::pwrite(file, va as *const _, 4096, 0) }, 4096, "{:?}", std::io::Error::last_os_error());
+            assert_eq!(unsafe { libc::pwrite(file, va as *const _, len, 0) }, len as isize, "{:?}", std::io::Error::last_os_error());
             drop(pin);
-            (2..512).for_each(|word| set(va + 8 * word, 0));
+            words.clone().for_each(|word| set(va + 8 * word, 0));
             let pin = (backing == Backing::Shared).then(|| region.pin_for_io(range).unwrap());
-            if pin.is_some() {
-                // Time for the device to come for the page, which it must not get before the bytes are there.
-                std::thread::sleep(Duration::from_millis(2));
-            }
             // SAFETY: as above; the words that the device counts in are read too, so it may lose counts, which nobody checks.
-            assert_eq!(unsafe { libc::pread(file, va as *mut _, 4096, 0) }, 4096, "{:?}", std::io::Error::last_os_error());
+            assert_eq!(unsafe { libc::pread(file, va as *mut _, len, 0) }, len as isize, "{:?}", std::io::Error::last_os_error());
             drop(pin);
-            (2..512).for_each(|word| assert_eq!(get(va + 8 * word), word_of(round, page, word), "round {round}, page {page}, word {word}"));
+            words.for_each(|word| assert_eq!(get(va + 8 * word), word_of(round, page, word), "round {round}, page {page}, word {word}"));
         }
     }
 }
