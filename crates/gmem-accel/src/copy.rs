@@ -80,10 +80,8 @@ impl Machine {
         if at.hnode == HnodeId::HOST {
             return Ok(at.addr as *mut u8);
         }
-        let (base, size) = match self.own_memory() {
-            Some((hnode, base, size)) if hnode == at.hnode => (base, size),
-            _ => look_up(self.core_key(), at.hnode).ok_or(DeviceError::BadRequest)?,
-        };
+        let own = self.own_memory(at.hnode);
+        let (base, size) = own.or_else(|| look_up(self.core_key(), at.hnode)).ok_or(DeviceError::BadRequest)?;
         let end = at.addr.checked_add(len.get()).ok_or(DeviceError::BadRequest)?;
         if end > size as u64 { Err(DeviceError::BadRequest) } else { Ok((base + at.addr as usize) as *mut u8) }
     }
@@ -110,6 +108,6 @@ impl CopyEngine for Machine {
     }
 
     fn reaches(&self, hnode: HnodeId) -> bool {
-        self.own_memory().is_some_and(|(own, ..)| own == hnode) || look_up(self.core_key(), hnode).is_some()
+        self.own_memory(hnode).is_some() || look_up(self.core_key(), hnode).is_some()
     }
 }

@@ -33,7 +33,11 @@ impl Device for Discrete {
     }
 
     fn memory_registered(&self, hnode: HnodeId, range: PhysRange) {
-        self.machine().set_hnode(hnode, range);
+        self.machine().add_memory(hnode, range);
+    }
+
+    fn memory_unregistered(&self, hnode: HnodeId, _range: PhysRange) {
+        self.machine().remove_memory(hnode);
     }
 
     fn stop(&self) {

@@ -34,6 +34,7 @@ mod keeper;
 mod kernel;
 mod launches;
 mod machine;
+mod memories;
 mod message;
 mod mmu;
 #[cfg(all(test, loom))]

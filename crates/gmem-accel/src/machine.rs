@@ -5,10 +5,11 @@ use crate::context::Context;
 use crate::copy;
 use crate::dram::Dram;
 use crate::keeper::{Hooks, Keeper};
+use crate::memories::Memories;
 use crate::spawn;
 use crate::table::Table;
-use gmem_hal::{ByteLen, Capabilities, DeviceError, DeviceInfo, HnodeId, PhysRange, PmapId};
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use gmem_hal::{ByteLen, Capabilities, DeviceError, DeviceInfo, HnodeId, PhysAddr, PhysRange, PmapId};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 /// The machine inside a [`crate::Discrete`]: its MMU, copy engine, cores and peer are implemented on it.
@@ -17,8 +18,7 @@ pub(crate) struct Machine {
     pub(crate) spec: Builder,
     pub(crate) table: Table,
     on: OnceLock<On>,
-    /// The hnode of its memory, [`NO_HNODE`] before it was registered.
-    hnode: AtomicU32,
+    memories: Memories,
 }
 
 /// What exists once the core has started the device.
@@ -29,8 +29,6 @@ pub(crate) struct On {
     pub(crate) max_maps: u64,
     pub(crate) peer: crate::peer::Pool,
 }
-
-const NO_HNODE: u32 = u32::MAX;
 
 /// Every device has a cookie of its own: its tables live in its own processes, so it can share them with no other device.
 static NEXT_COOKIE: AtomicU64 = AtomicU64::new(1);
@@ -47,7 +45,7 @@ impl Machine {
             modes: spec.modes,
             mmu_cookie: 0x6763_0000_0000_0000 | NEXT_COOKIE.fetch_add(1, Ordering::Relaxed),
         };
-        Self { info, spec, table: Table::new(), on: OnceLock::new(), hnode: AtomicU32::new(NO_HNODE) }
+        Self { info, spec, table: Table::new(), on: OnceLock::new(), memories: Memories::new() }
     }
 
     /// The device's memory, to be registered with the core.
@@ -88,10 +86,6 @@ impl Machine {
     /// Ends every process and thread of the device. Its memory stays until the device itself is dropped.
     pub(crate) fn power_off(&self) {
         let Some(on) = self.on.get() else { return };
-        if let Some(hnode) = self.registered() {
-            copy::withdraw(on.core_key, hnode);
-            self.hnode.store(NO_HNODE, Ordering::SeqCst);
-        }
         on.keeper.stop(self.spec.limit);
     }
 
@@ -100,24 +94,35 @@ impl Machine {
         self.on.get().ok_or(DeviceError::BadRequest)
     }
 
-    /// The memory became `hnode`.
-    pub(crate) fn set_hnode(&self, hnode: HnodeId, range: PhysRange) {
+    /// A part of the memory became `hnode`.
+    pub(crate) fn add_memory(&self, hnode: HnodeId, range: PhysRange) {
         if let Some(on) = self.on.get()
-            && range == self.memory()
+            && range.end <= on.dram.len() as u64
+            && self.memories.add(hnode, range)
         {
-            self.hnode.store(hnode.0.into(), Ordering::SeqCst);
             copy::publish(on.core_key, hnode, on.dram.base(), on.dram.len());
         }
     }
 
-    fn registered(&self) -> Option<HnodeId> {
-        u16::try_from(self.hnode.load(Ordering::Acquire)).ok().map(HnodeId)
+    /// The core took it back, and may give its number to another device's.
+    pub(crate) fn remove_memory(&self, hnode: HnodeId) {
+        if let Some(on) = self.on.get()
+            && self.memories.remove(hnode)
+        {
+            copy::withdraw(on.core_key, hnode);
+        }
     }
 
-    /// The hnode, base and length in bytes of the device's own memory, once registered.
-    pub(crate) fn own_memory(&self) -> Option<(HnodeId, usize, usize)> {
-        let on = self.on.get()?;
-        Some((self.registered()?, on.dram.base(), on.dram.len()))
+    /// The base and length in bytes of the device's memory, if `hnode` is of it.
+    pub(crate) fn own_memory(&self, hnode: HnodeId) -> Option<(usize, usize)> {
+        let on = self.on.get().filter(|_| self.memories.have(hnode))?;
+        Some((on.dram.base(), on.dram.len()))
+    }
+
+    /// The address by which the core knows an offset in the device's memory; `BadRequest` if the core has not that part of it.
+    pub(crate) fn own_address(&self, offset: u64) -> Result<PhysAddr, DeviceError> {
+        let hnode = self.memories.at(offset).ok_or(DeviceError::BadRequest)?;
+        Ok(PhysAddr { hnode, addr: offset })
     }
 
     /// Which core the device belongs to; 0 before its start.

@@ -123,10 +123,8 @@ impl Machine {
             }
             return Ok(Command { frame: host.offset + offset, prot, ..Command::on(op::ENTER_HOST, range) });
         }
-        match self.own_memory() {
-            Some((hnode, _, len)) if hnode == at.hnode && end <= len as u64 => {
-                Ok(Command { frame: at.addr, prot, ..Command::on(op::ENTER, range) })
-            }
+        match self.own_memory(at.hnode) {
+            Some((_, len)) if end <= len as u64 => Ok(Command { frame: at.addr, prot, ..Command::on(op::ENTER, range) }),
             _ => Err(DeviceError::BadRequest),
         }
     }

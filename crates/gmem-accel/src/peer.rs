@@ -10,8 +10,7 @@ use crate::machine::Machine;
 use crate::pagemap::PageMap;
 use crate::wait::{Deadline, Lock};
 use gmem_hal::{
-    ByteLen, CopyEngine, DeviceError, EvictOutcome, PageSize, Peer, PeerError, PeerMap, PeerUnmap, PhysAddr, PmapId, Prot, VirtAddr,
-    VirtRange,
+    ByteLen, CopyEngine, DeviceError, EvictOutcome, PageSize, Peer, PeerError, PeerMap, PeerUnmap, PmapId, Prot, VirtAddr, VirtRange,
 };
 use std::cell::UnsafeCell;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -139,7 +138,7 @@ impl Peer for Machine {
                 Err(e) => return Err(e),
             }
             if let Some(home) = request.copy
-                && self.copy(home, self.own(frame)?, request.len).is_err()
+                && self.copy(home, self.own_address(frame)?, request.len).is_err()
             {
                 expect_ok(context.call(&Command::on(op::REATTACH, range))?.0)?;
                 return Err(DeviceError::CopyFailed);
@@ -155,12 +154,6 @@ impl Peer for Machine {
 }
 
 impl Machine {
-    /// The address of an offset in our memory.
-    fn own(&self, offset: u64) -> Result<PhysAddr, DeviceError> {
-        let (hnode, ..) = self.own_memory().ok_or(DeviceError::BadRequest)?;
-        Ok(PhysAddr { hnode, addr: offset })
-    }
-
     /// Fills the frame that the peer chose for a page, and has it entered. On an error the peer frees the frame.
     fn fill(&self, context: &Context, request: &PeerMap, range: VirtRange, frame: u64) -> Result<(), DeviceError> {
         let on = self.on()?;
@@ -169,7 +162,7 @@ impl Machine {
             if !on.peer.owns(context.facts.pmap, frame, request.len.get()) {
                 return Err(DeviceError::BadRequest); // not memory of this context: the peer is broken
             }
-            let to = self.own(frame)?;
+            let to = self.own_address(frame)?;
             match request.copy {
                 Some(home) => self.copy(to, home, request.len)?,
                 None => self.zero(to, request.len)?,

@@ -16,7 +16,7 @@ use gmem_hal::{
 };
 
 /// The most pools of memory one device can have; bounds what a fault keeps on its stack.
-pub(crate) const MAX_POOLS: usize = 16;
+pub(crate) const MAX_POOLS: usize = gmem_hal::MAX_MEMORIES;
 
 /// The pools of one device.
 pub(crate) type Pools<P> = ArrayVec<Arc<Hnode<P>>, MAX_POOLS>;
@@ -142,7 +142,7 @@ impl<P: Platform> Core<P> {
         for hnode in slot.pools() {
             // A page that left the device lets its frame go last, when nobody waits for it any more.
             hnode.close();
-            self.forget(&slot, &hnode);
+            self.take_back(&slot, &hnode);
             self.retire(hnode);
         }
         let listed = self.tables.lock().devices.remove(id);
@@ -152,9 +152,15 @@ impl<P: Platform> Core<P> {
         Ok(())
     }
 
-    /// Takes an hnode out of the tables.
-    fn forget(&self, slot: &DeviceSlot<P>, hnode: &Arc<Hnode<P>>) {
+    /// Takes memory back that the driver knows of: first from it, since its number may be another memory's from then on.
+    fn take_back(&self, slot: &DeviceSlot<P>, hnode: &Arc<Hnode<P>>) {
         slot.state.lock().hnodes.retain(|h| h.id != hnode.id);
+        slot.driver.memory_unregistered(hnode.id, hnode.range);
+        self.forget(hnode);
+    }
+
+    /// Takes an hnode out of the tables.
+    fn forget(&self, hnode: &Arc<Hnode<P>>) {
         {
             let mut tables = self.tables.lock();
             tables.hnodes.remove(hnode.id);
@@ -200,12 +206,13 @@ impl<P: Platform> Core<P> {
         match lock_with_room(&self.tables, 1, |tables| &mut tables.hnodes) {
             Ok(mut tables) => tables.hnodes.insert(hnode_id, hnode.clone()),
             Err(e) => {
-                self.forget(&slot, &hnode);
+                self.forget(&hnode);
                 return Err(e.into());
             }
         }
-        slot.state.lock().hnodes.push(hnode);
+        // The driver is told before a fault can find the memory.
         slot.driver.memory_registered(hnode_id, range);
+        slot.state.lock().hnodes.push(hnode);
         self.allow_everywhere(&slot, hnode_id, true);
         Ok(hnode_id)
     }
@@ -225,7 +232,7 @@ impl<P: Platform> Core<P> {
         }
         hnode.retire().map_err(DeviceCallError::MemoryInUse)?;
         self.allow_everywhere(&slot, hnode_id, false);
-        self.forget(&slot, &hnode);
+        self.take_back(&slot, &hnode);
         self.retire(hnode);
         Ok(())
     }

@@ -254,10 +254,7 @@ impl CoreWorld {
         let toggled = member.alone(|| {
             let (range, hnode) = member.pools()[last];
             let result = match hnode {
-                Some(hnode) => self.core.device_unregister_memory(member.id(), hnode).map(|()| {
-                    member.device().memory_unregistered(hnode);
-                    None
-                }),
+                Some(hnode) => self.core.device_unregister_memory(member.id(), hnode).map(|()| None),
                 None => self.core.device_register_memory(member.id(), range).map(Some),
             };
             result.map(|now| member.pools()[last].1 = now)

@@ -6,7 +6,7 @@ use gmem_hal::*;
 use gmem_sim::random::{cpu_read, cpu_write};
 use gmem_sim::{Callback, Injected, SimDevice};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, Mutex, OnceLock, Weak};
 
 const PAGE: u64 = 4096;
 
@@ -92,6 +92,8 @@ fn a_device_has_as_many_pools_as_its_faults_look_at() {
 struct Numbering {
     info: DeviceInfo,
     tables: AtomicU64,
+    /// What it does when memory is registered, true, or taken back.
+    at_memory: OnceLock<Box<dyn Fn(bool, HnodeId) + Send + Sync>>,
 }
 
 impl Mmu for Numbering {
@@ -131,6 +133,12 @@ impl Device for Numbering {
     fn start(&self, _: DeviceId, _: Weak<dyn Upcalls>) -> Result<(), DeviceError> {
         Ok(())
     }
+    fn memory_registered(&self, hnode: HnodeId, _: PhysRange) {
+        self.at_memory.get().inspect(|told| told(true, hnode));
+    }
+    fn memory_unregistered(&self, hnode: HnodeId, _: PhysRange) {
+        self.at_memory.get().inspect(|told| told(false, hnode));
+    }
     fn mmu(&self) -> &dyn Mmu {
         self
     }
@@ -139,7 +147,7 @@ impl Device for Numbering {
     }
 }
 
-fn numbering(name: &str) -> Arc<dyn Device> {
+fn numbering(name: &str) -> Arc<Numbering> {
     let info = DeviceInfo {
         name: name.into(),
         capabilities: Capabilities::REPLAYABLE,
@@ -147,7 +155,38 @@ fn numbering(name: &str) -> Arc<dyn Device> {
         modes: Modes::all(),
         mmu_cookie: 0x5a,
     };
-    Arc::new(Numbering { info, tables: AtomicU64::new(0) })
+    Arc::new(Numbering { info, tables: AtomicU64::new(0), at_memory: OnceLock::new() })
+}
+
+#[test]
+fn a_driver_knows_its_memory_for_as_long_as_the_core_uses_it() {
+    let world = CoreWorld::standard(1);
+    let core = &world.core;
+    let (driver, other) = (numbering("a"), numbering("b"));
+    let device = core.device_create(driver.clone()).expect("its facts are right");
+    let neighbour = core.device_create(other).expect("its facts are right");
+    let (weak, told) = (Arc::downgrade(core), Arc::new(Mutex::new(Vec::new())));
+    let seen = told.clone();
+    let at_memory = move |registered: bool, hnode| {
+        let core = weak.upgrade().expect("it calls");
+        // A fault takes its frame from one of these.
+        assert_eq!(core.hnodes_of(device), [], "{hnode} can be used while its driver is being told");
+        // The number is not free yet, or any more.
+        let range = PhysRange { begin: 0, end: 8 * PAGE };
+        let next = core.device_register_memory(neighbour, range).expect("it is free");
+        assert_ne!(next, hnode, "the number is another memory's already");
+        core.device_unregister_memory(neighbour, next).expect("nothing is in it");
+        seen.lock().expect("nobody panics with it").push((registered, hnode));
+    };
+    assert!(driver.at_memory.set(Box::new(at_memory)).is_ok());
+    let part = |n: u64| PhysRange { begin: 8 * n * PAGE, end: 8 * (n + 1) * PAGE };
+    let first = core.device_register_memory(device, part(0)).expect("it is free");
+    core.device_unregister_memory(device, first).expect("nothing is in it");
+    let again = core.device_register_memory(device, part(1)).expect("it is free");
+    core.device_destroy(device).expect("it is not attached");
+    assert_eq!(*told.lock().expect("nobody panics with it"), [(true, first), (false, first), (true, again), (false, again)]);
+    core.device_destroy(neighbour).expect("it is not attached");
+    world.tear_down();
 }
 
 #[test]

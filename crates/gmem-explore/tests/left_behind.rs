@@ -96,7 +96,6 @@ fn take_memory(world: &CoreWorld) -> PhysRange {
     let (range, hnode) = member.pools()[0];
     let hnode = hnode.expect("registered");
     world.core.device_unregister_memory(member.id(), hnode).expect("nothing is in it");
-    member.device().memory_unregistered(hnode);
     range
 }
 

@@ -4,6 +4,9 @@ use crate::{ByteLen, Compute, DeviceError, DeviceId, HnodeId, Mmu, PageSize, Pag
 use alloc::{string::String, sync::Weak, vec::Vec};
 use bitflags::bitflags;
 
+/// The most memories that one device can have registered at once.
+pub const MAX_MEMORIES: usize = 16;
+
 bitflags! {
     /// What a device can do.
     #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
@@ -115,8 +118,12 @@ pub trait Device: Send + Sync {
         Vec::new()
     }
 
-    /// Called after the memory `range` was registered and became `hnode`.
+    /// Called when the memory `range` was registered and becomes `hnode`, before the first frame of it is used. A device may have up to [`MAX_MEMORIES`] of them.
     fn memory_registered(&self, _hnode: HnodeId, _range: PhysRange) {}
+
+    /// Called when memory was taken back: no frame of it is used nor being copied, and once this has returned the number may be given to memory of any device.
+    /// Each memory is taken back before [`stop`](Self::stop).
+    fn memory_unregistered(&self, _hnode: HnodeId, _range: PhysRange) {}
 
     /// Called after the device was destroyed in the core: every page table was destroyed, and no callback follows. May block.
     fn stop(&self) {}

@@ -39,7 +39,7 @@ mod upcalls;
 
 pub use addr::{ByteLen, PageSize, PageSizes, PhysAddr, PhysRange, VirtAddr, VirtRange};
 pub use compute::{Compute, Crash, LaunchError, LaunchRequest, Ticket};
-pub use device::{Capabilities, CopyEngine, Device, DeviceInfo, Frames, Mode, Modes};
+pub use device::{Capabilities, CopyEngine, Device, DeviceInfo, Frames, MAX_MEMORIES, Mode, Modes};
 pub use error::{DeviceError, FaultError, HostError, OutOfMemory, PeerError};
 pub use host::{Host, HostWindow, Pages};
 pub use id::{DeviceId, HnodeId, PmapId, SpaceId};

@@ -194,6 +194,9 @@ impl hal::Device for Unsure {
     fn memory_registered(&self, hnode: HnodeId, range: PhysRange) {
         hal::Device::memory_registered(&*self.inner, hnode, range);
     }
+    fn memory_unregistered(&self, hnode: HnodeId, range: PhysRange) {
+        hal::Device::memory_unregistered(&*self.inner, hnode, range);
+    }
     fn fence(&self, _pmap: PmapId) -> Result<(), DeviceError> {
         Err(DeviceError::NoAnswer)
     }

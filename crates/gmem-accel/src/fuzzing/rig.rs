@@ -75,7 +75,7 @@ impl Rig {
                 evict: Box::new(|_, _| EvictOutcome::Refused),
             };
             machine.power_on(1 + usize::from(peer), hooks).expect("a machine can be made");
-            machine.set_hnode(HNODE, machine.memory());
+            machine.add_memory(HNODE, machine.memory());
             // Nobody has this id: the table gives none without a count.
             machine.on().expect("it was started").peer.take(PmapId(u64::MAX)).expect("all memory is free");
             machine
@@ -144,7 +144,7 @@ impl Rig {
 
 /// The memory of the other context.
 fn foreign(machine: &Machine) -> *mut u64 {
-    let (_, base, len) = machine.own_memory().expect("it is registered");
+    let (base, len) = machine.own_memory(HNODE).expect("it is registered");
     assert!(len as u64 == MEMORY);
     base as *mut u64
 }

@@ -85,6 +85,7 @@ fn devices_of_one_core_copy_directly() {
     assert_eq!(engine.copy(frame(other, 4096), first.home(0), ByteLen(PAGE)), bad);
     assert_eq!(engine.zero(frame(HnodeId(8), 0), ByteLen(PAGE)), bad);
     assert_eq!(engine.zero(first.home(0), ByteLen(PAGE)), bad);
+    second.memory_unregistered(other, second.memory());
     second.stop();
     assert!(!engine.reaches(other), "a device that was stopped is still reached");
 }

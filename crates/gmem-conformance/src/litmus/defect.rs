@@ -63,6 +63,9 @@ impl Device for Broken {
     fn memory_registered(&self, hnode: HnodeId, range: PhysRange) {
         Device::memory_registered(&*self.inner, hnode, range);
     }
+    fn memory_unregistered(&self, hnode: HnodeId, range: PhysRange) {
+        Device::memory_unregistered(&*self.inner, hnode, range);
+    }
     fn fence(&self, pmap: PmapId) -> Result<(), DeviceError> {
         Device::fence(&*self.inner, pmap)
     }

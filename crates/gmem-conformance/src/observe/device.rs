@@ -48,12 +48,13 @@ impl Device for Observed {
     }
 
     fn memory_registered(&self, hnode: HnodeId, range: PhysRange) {
-        let before = |shadow: &mut super::Shadow| {
-            // Of memory that was unregistered a driver is not told, so what is in the way is gone.
-            shadow.memory.retain(|(id, old)| *id != hnode && (old.end <= range.begin || range.end <= old.begin));
-            shadow.memory.push((hnode, range));
-        };
+        let before = |shadow: &mut super::Shadow| shadow.memory.push((hnode, range));
         self.pass("memory_registered", None, before, || self.inner.memory_registered(hnode, range), |_, ()| {});
+    }
+
+    fn memory_unregistered(&self, hnode: HnodeId, range: PhysRange) {
+        let after = |shadow: &mut super::Shadow, (): &()| shadow.memory.retain(|(id, _)| *id != hnode);
+        self.pass("memory_unregistered", None, |_| {}, || self.inner.memory_unregistered(hnode, range), after);
     }
 
     fn stop(&self) {

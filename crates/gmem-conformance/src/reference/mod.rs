@@ -221,13 +221,13 @@ impl Device for Reference {
     }
 
     fn memory_registered(&self, hnode: HnodeId, range: PhysRange) {
-        let mut hnodes = lock(&self.hnodes);
-        // What was registered there before was unregistered, of which a driver is not told.
-        hnodes.retain(|(id, old)| *id != hnode && (old.begin >= range.end || range.begin >= old.end));
-        hnodes.push((hnode, range));
-        let mut connected = lock(&self.connected);
-        connected.retain(|memory| memory.hnode() != hnode && hnodes.iter().any(|(id, _)| *id == memory.hnode()));
-        connected.push(bus::Memory::connect(hnode, self.me.clone()));
+        lock(&self.hnodes).push((hnode, range));
+        lock(&self.connected).push(bus::Memory::connect(hnode, self.me.clone()));
+    }
+
+    fn memory_unregistered(&self, hnode: HnodeId, _range: PhysRange) {
+        lock(&self.connected).retain(|memory| memory.hnode() != hnode);
+        lock(&self.hnodes).retain(|(id, _)| *id != hnode);
     }
 
     fn stop(&self) {

@@ -264,16 +264,6 @@ impl SimDevice {
         assert!(!life.stopped, "{what} on device {:?} after it was stopped", self.is.info.name);
     }
 
-    /// The driver took a range of its memory back from the core, which may use the number for another memory from now on.
-    pub fn memory_unregistered(&self, hnode: HnodeId) {
-        self.note("memory_unregistered", [u64::from(hnode.0), 0, 0]);
-        lock(&self.life).memory.retain(|(h, _)| *h != hnode);
-        let mut pools = lock(&self.is.sim.pools);
-        if pools.get(&hnode).is_some_and(|dram| dram.owner() == self.number) {
-            pools.remove(&hnode);
-        }
-    }
-
     /// It is taken out of the machine: nothing of it reaches memory any more, and nothing reaches its memory.
     fn vanish(&self) {
         let mut contexts = lock(&self.contexts);
@@ -314,9 +304,18 @@ impl Device for SimDevice {
         assert!(memory.begin <= range.begin && range.end <= memory.end, "{range:?} became {hnode}, but the device's memory is {memory:?}");
         lock(&self.life).memory.push((hnode, range));
         let before = lock(&self.is.sim.pools).insert(hnode, self.dram.clone());
-        // The core may use the number of a memory again before the driver that had it knows that its call succeeded.
-        let late = before.is_none_or(|before| sched::is_scheduled() && before.owner() != self.number);
-        assert!(late, "{hnode} was given to two memories");
+        assert!(before.is_none(), "{hnode} was given to two memories");
+    }
+
+    fn memory_unregistered(&self, hnode: HnodeId, range: PhysRange) {
+        self.note("memory_unregistered", [u64::from(hnode.0), range.begin, range.end]);
+        lock(&self.life).memory.retain(|memory| *memory != (hnode, range));
+        let dram = lock(&self.is.sim.pools).remove(&hnode);
+        assert!(
+            dram.is_some_and(|dram| dram.owner() == self.number),
+            "{hnode} was taken back, and is not of device {:?}",
+            self.is.info.name
+        );
     }
 
     fn stop(&self) {
