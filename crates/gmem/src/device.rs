@@ -113,9 +113,9 @@ impl Device {
         Ok(())
     }
 
-    /// Evicts up to `pages` pages from the device, oldest first, and returns how many.
+    /// Evicts up to `pages` pages from the device, pool by pool and in each the oldest first, and returns how many: fewer only if no more can be evicted.
     pub fn evict(&self, pages: usize) -> usize {
-        self.inner.runtime.call(|core| core.hnodes_of(self.inner.id).into_iter().map(|h| core.evict(h, pages)).sum())
+        self.inner.runtime.call(|core| core.hnodes_of(self.inner.id).into_iter().fold(0, |gone, h| gone + core.evict(h, pages - gone)))
     }
 }
 

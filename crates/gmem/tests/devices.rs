@@ -4,7 +4,7 @@ mod common;
 
 use common::*;
 use gmem::hal::{HnodeId, PhysRange};
-use gmem::{Access, DeviceCallError, Error, Mode};
+use gmem::{Access, DeviceCallError, Error, Gmem, Mode};
 
 #[test]
 fn memory_is_taken_back_when_nothing_is_in_it_and_can_be_given_again() {
@@ -36,6 +36,63 @@ fn memory_is_taken_back_when_nothing_is_in_it_and_can_be_given_again() {
         world.run(&ADD, &[at(&region, 0), 5]).unwrap();
         assert_eq!(get(at(&region, 0)), 10);
         verify(&world.gmem);
+    });
+}
+
+#[test]
+fn no_more_pages_are_evicted_than_was_asked_whatever_pools_they_are_in() {
+    watched(|| {
+        let world = World::new(gmem::accel::Discrete::builder().memory(16 * PAGE).cores(1), Mode::CoherentExclusive);
+        let device = &world.device;
+        device.unregister_memory(device.hnodes()[0]).unwrap();
+        for page in [0, 8] {
+            device.register_memory(PhysRange { begin: page * PAGE, end: (page + 8) * PAGE }).unwrap();
+        }
+        let region = world.pages(12);
+        world.run(&STRIDE, &[at(&region, 0), 50, PAGE, 12]).unwrap();
+        let used_by_pool = || device.memory().iter().map(|pool| pool.used.get() / PAGE).collect::<Vec<_>>();
+        let pools = used_by_pool();
+        assert!(pools.iter().all(|used| *used > 0), "both pools are in use: {pools:?}");
+        let before: u64 = pools.iter().sum();
+        assert_eq!(device.evict(2), 2);
+        assert_eq!(used_by_pool().iter().sum::<u64>(), before - 2);
+        // From more than one pool, if one has not so many.
+        assert_eq!(device.evict(before as usize - 3), before as usize - 3);
+        assert_eq!(device.evict(8), 1, "the last one");
+        (0..12).for_each(|page| assert_eq!(get(at(&region, page * PAGE)), 50 + page));
+        verify(&world.gmem);
+    });
+}
+
+#[test]
+fn memory_with_the_number_of_another_devices_old_memory_is_its_own() {
+    watched(|| {
+        let gmem = Gmem::new().unwrap();
+        let space = gmem.address_space().create().unwrap();
+        let [first, second, third] =
+            [(); 3].map(|()| gmem.add_device(gmem::accel::Discrete::builder().memory(4 * PAGE).cores(1).build().unwrap()).unwrap());
+        let [a, b, c] = [&first, &second, &third].map(|device| space.attach(device, Mode::CoherentExclusive).unwrap());
+        let whole = PhysRange { begin: 0, end: 4 * PAGE };
+        let (old, other) = (first.hnodes()[0], second.hnodes()[0]);
+        first.unregister_memory(old).unwrap();
+        second.unregister_memory(other).unwrap();
+        // The lowest number is free, and becomes that of the second device.
+        assert_eq!(second.register_memory(whole).unwrap(), old);
+        assert_eq!(first.register_memory(whole).unwrap(), other);
+        let region = space.region().map(4 * PAGE).unwrap();
+        let at = |page| at(&region, page * PAGE);
+        run(&a, &STORE, &[at(0), 1]).unwrap();
+        run(&b, &STORE, &[at(1), 2]).unwrap();
+        // Straight from device to device, each way, by drivers that knew these numbers before.
+        for (n, context) in [&b, &a, &c, &b, &c, &a].into_iter().enumerate() {
+            [0, 1].into_iter().for_each(|page| run(context, &ADD, &[at(page), 10]).unwrap());
+            if n % 2 == 1 {
+                let sum = 10 * (n as u64 + 1);
+                assert_eq!([get(at(0)), get(at(1))], [1 + sum, 2 + sum], "after {n}");
+            }
+        }
+        assert!(gmem.stats().d2d_bytes > 0, "nothing went from device to device");
+        verify(&gmem);
     });
 }
 
