@@ -121,7 +121,7 @@ impl Builder {
     }
 
     /// How long the driver waits for an answer of the device (not for a kernel) before it says
-    /// [`NoAnswer`](gmem_hal::DeviceError::NoAnswer): 5 s by default.
+    /// [`NoAnswer`](gmem_hal::DeviceError::NoAnswer): 5 s by default. Time in which the whole machine stands still is not counted.
     pub fn time_limit(mut self, limit: Duration) -> Self {
         self.limit = limit;
         self

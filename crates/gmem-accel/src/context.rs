@@ -10,7 +10,7 @@ use crate::launches::Launches;
 use crate::peer::Mirror;
 use crate::shm::{RING, Shared, command};
 use crate::sync::atomic::{AtomicBool, AtomicU32, Ordering, fence};
-use crate::wait::{Bell, Deadline, Lock, Patience};
+use crate::wait::{Bell, Deadline, Lock, Patience, in_naps};
 use gmem_hal::{DeviceError, HostWindow, PmapId, VirtRange};
 use std::time::Duration;
 
@@ -105,7 +105,7 @@ impl Context {
     /// Waits until the process is gone. False if `limit` passed before.
     pub(crate) fn wait_dead(&self, limit: Duration) -> bool {
         let mut patience = Patience::new(ACK_PATIENCE);
-        Bell(&self.death_bell).wait(&mut patience, Deadline::after(limit), || self.is_dead())
+        in_naps(limit, |nap| Bell(&self.death_bell).wait(&mut patience, nap, || self.is_dead()))
     }
 
     /// `Ok` while the device can be asked.
@@ -147,11 +147,14 @@ impl Context {
             self.dispatch();
             let mut patience = Patience::new(ACK_PATIENCE);
             // A slot that is done but not read yet is freed without a ring of the bell; hence short sleeps.
-            let deadline = Deadline::after(self.facts.limit);
-            while !Bell(self.shm.tail_bell()).wait(&mut patience, Deadline::after(Duration::from_millis(1)), slot_free) {
-                if deadline.passed() {
-                    return Err(self.no_answer());
-                }
+            let free = in_naps(self.facts.limit, |nap| {
+                let look = || Deadline::after(Duration::from_millis(1));
+                std::iter::repeat_with(|| Bell(self.shm.tail_bell()).wait(&mut patience, look(), slot_free))
+                    .find(|free| *free || nap.passed())
+                    == Some(true)
+            });
+            if !free {
+                return Err(self.no_answer());
             }
             self.alive()?;
         }
@@ -189,7 +192,7 @@ impl Context {
         if !patience.spin(&mut { done }) {
             // Whoever we relied on may have been stopped by the scheduler; the command thread has nothing else to do.
             Bell(self.shm.command_bell()).ring();
-            Bell(self.shm.tail_bell()).wait(&mut Patience::new(Duration::ZERO), Deadline::after(self.facts.limit), done);
+            in_naps(self.facts.limit, |nap| Bell(self.shm.tail_bell()).wait(&mut Patience::new(Duration::ZERO), nap, done));
         }
         self.done(seq)
     }

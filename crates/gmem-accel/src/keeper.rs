@@ -10,7 +10,7 @@ use crate::peer::Mirror;
 use crate::shm::Config;
 use crate::spawn;
 use crate::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use crate::wait::{Bell, Deadline, Patience};
+use crate::wait::{Bell, Deadline, Patience, in_naps};
 use gmem_hal::{DeviceError, EvictOutcome, PmapId, VirtRange};
 use rustix::event::{PollFd, PollFlags};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
@@ -126,7 +126,7 @@ impl Keeper {
             return;
         }
         let ended = || self.threads.load(Ordering::SeqCst) == 0;
-        Bell(&self.threads_bell).wait(&mut Patience::new(Duration::ZERO), Deadline::after(limit), ended);
+        in_naps(limit, |nap| Bell(&self.threads_bell).wait(&mut Patience::new(Duration::ZERO), nap, ended));
     }
 
     fn wishes(&self) -> MutexGuard<'_, Option<VecDeque<Wish>>> {

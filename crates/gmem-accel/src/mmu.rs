@@ -4,7 +4,7 @@ use crate::context::{Command, Context, Facts};
 use crate::device::{MARK, op};
 use crate::machine::Machine;
 use crate::shm::{Config, ready};
-use crate::wait::{Bell, Deadline, Patience};
+use crate::wait::{Bell, Patience, in_naps};
 use gmem_hal::{DeviceError, HnodeId, Mapping, Mmu, Mode, PageSize, PmapId, PmapRequest, Prot, VirtRange};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -167,7 +167,7 @@ impl Machine {
     pub(crate) fn settle(&self, context: &Context) -> Result<(), DeviceError> {
         let state = || context.shm.ready().load(Ordering::SeqCst);
         let decided = || state() != ready::STARTING || context.is_dead();
-        Bell(context.shm.ready_bell()).wait(&mut Patience::new(Duration::ZERO), Deadline::after(self.spec.limit), decided);
+        in_naps(self.spec.limit, |nap| Bell(context.shm.ready_bell()).wait(&mut Patience::new(Duration::ZERO), nap, decided));
         match state() {
             ready::READY if !context.is_dead() => self.occupy(context),
             ready::RANGE_TAKEN => Err(DeviceError::BadRequest),

@@ -106,8 +106,9 @@ fn start(passed: &[OwnedFd]) -> Result<Pid, Errno> {
         for (i, fd) in passed.iter().enumerate() {
             libc::posix_spawn_file_actions_adddup2(&mut actions, fd.as_raw_fd(), device::FIRST_FD + i as i32);
         }
-        // A session of its own: what the terminal sends to the program's group is the program's to handle.
-        let flags = libc::POSIX_SPAWN_SETSIGMASK | libc::POSIX_SPAWN_SETSIGDEF | libc::POSIX_SPAWN_SETSID as i32;
+        // A process group of its own: what the terminal sends to the program's group is the program's to handle. Not a session of its own: the scheduler shares
+        // processors among sessions first, and has kept the only runnable thread of a session waiting for seconds while others computed.
+        let flags = libc::POSIX_SPAWN_SETSIGMASK | libc::POSIX_SPAWN_SETSIGDEF | libc::POSIX_SPAWN_SETPGROUP;
         libc::posix_spawnattr_setflags(&mut attributes, flags as libc::c_short);
         libc::posix_spawnattr_setsigmask(&mut attributes, &none);
         libc::posix_spawnattr_setsigdefault(&mut attributes, &all);

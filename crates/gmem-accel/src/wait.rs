@@ -58,6 +58,15 @@ impl Deadline {
     }
 }
 
+/// In how many parts a time limit is waited for.
+const NAPS: u32 = 8;
+
+/// Waits as long as `limit` for what somebody else has to do, by `wait`, which says whether it is done. The time passes nap by nap: when the whole machine stood
+/// still, one nap is over when it goes on, and whoever has to answer gets the others; by the clock alone the limit would have passed before it could run.
+pub(crate) fn in_naps(limit: Duration, mut wait: impl FnMut(Deadline) -> bool) -> bool {
+    (0..NAPS).any(|_| wait(Deadline::after(limit / NAPS)))
+}
+
 /// A futex word that tells whether somebody sleeps on it, so that ringing costs a system call only when it must.
 ///
 /// Only the one who rings ever takes the mark of a sleeper back: a waiter that left early costs one needless wake, never a lost one. Any number of threads

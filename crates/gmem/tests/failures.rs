@@ -7,7 +7,7 @@ use gmem::hal::{
     self, Capabilities, Compute, CopyEngine, Crash, DeviceError, DeviceId, DeviceInfo, HnodeId, LaunchError, Mapping, Mmu, PhysRange,
     PmapId, PmapRequest, Upcalls,
 };
-use gmem::{Args, ByteLen, Delivery, Error, Gmem, Mode, Prot, VirtRange, accel};
+use gmem::{Access, Args, ByteLen, Delivery, Error, Gmem, Mode, Prot, VirtRange, accel};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
@@ -139,6 +139,27 @@ fn a_hung_device_is_found_out_within_its_time_limit() {
             assert_eq!(get(at(&region, 0)), 51);
             verify(&world.gmem);
         }
+    });
+}
+
+#[test]
+fn a_machine_that_stands_still_does_not_make_a_device_late() {
+    alone("a_machine_that_stands_still_does_not_make_a_device_late", || {
+        let world = World::new(patient(Duration::from_secs(2)), Mode::CoherentExclusive);
+        let region = world.pages(1);
+        set(at(&region, 0), 7);
+        let (device, program) = (world.pid(), std::process::id());
+        // The device stops first and goes on last, so that the program finds the time over and the device not yet awake.
+        let script =
+            format!("kill -STOP {device}; sleep 0.3; kill -STOP {program}; sleep 3; kill -CONT {program}; sleep 0.1; kill -CONT {device}");
+        let mut sleeper = std::process::Command::new("/bin/sh").args(["-c", &script]).spawn().unwrap();
+        let state = |pid| std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap().rsplit_once(") ").unwrap().1.starts_with('T');
+        eventually("the device stands still", || state(device));
+        world.space.prefetch(region.range(), Some(&world.device), Access::Write).unwrap();
+        run(&world.context, &ADD, &[at(&region, 0), 5]).unwrap();
+        assert_eq!(get(at(&region, 0)), 12);
+        assert!(sleeper.wait().unwrap().success());
+        verify(&world.gmem);
     });
 }
 
