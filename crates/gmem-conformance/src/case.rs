@@ -2,13 +2,14 @@
 
 use crate::check::Stop;
 use crate::observe::{Breach, Observed};
-use crate::runner::doomed::{self, Ending};
+use crate::runner::doomed::{self, Brink, Ending};
 use crate::subject::Specimen;
 use crate::target::Target;
 use crate::world::{Unit, World};
 use gmem::{AddressSpace, Context, Device, Gmem, Mode, PageSize};
 use std::cell::RefCell;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// One check on one target, in one mode, with one page size.
 #[derive(Debug)]
@@ -20,6 +21,8 @@ pub struct Case<'a> {
     pub(crate) job: usize,
     /// The step that this process was started for and will not survive.
     pub(crate) doom: Option<String>,
+    /// How long the check may take.
+    pub(crate) limit: Duration,
     /// The observers of the devices it made.
     pub(crate) observers: RefCell<Vec<Arc<Observed>>>,
 }
@@ -95,19 +98,24 @@ impl Case<'_> {
         space.attach(device, self.mode)
     }
 
+    /// How long the check may take, preparations and all. What is repeated until it has met something gives up well before.
+    pub fn limit(&self) -> Duration {
+        self.limit
+    }
+
     /// Runs a step that is to end its process: the check is begun anew in a process of its own, which comes to the step of this name, takes it, and ends with status 0 if it
-    /// survives. Steps of other names are passed over there.
+    /// survives. Steps of other names are passed over there. What is to end it follows [`Brink::reached`]: an end before that is another's.
     ///
     /// # Errors
     /// [`Stop`] if the process cannot be started, or does not end in time.
-    pub fn doomed(&self, step: &str, work: impl FnOnce()) -> Result<Ending, Stop> {
+    pub fn doomed(&self, step: &str, work: impl FnOnce(&Brink)) -> Result<Ending, Stop> {
         match &self.doom {
             Some(doom) if doom == step => {
-                work();
+                work(&Brink::new());
                 std::process::exit(0)
             }
             Some(_) => Ok(Ending::passed_over()),
-            None => doomed::run(self.job, step),
+            None => doomed::run(self.job, step, self.limit),
         }
     }
 }

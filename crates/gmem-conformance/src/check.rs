@@ -106,6 +106,12 @@ impl Applies {
         Self { every_size: false, ..self }
     }
 
+    /// Whether it has a meaning for no device at all.
+    #[cfg(test)]
+    pub(crate) fn is_nowhere(&self) -> bool {
+        self.never.is_some()
+    }
+
     pub(crate) fn every_size(&self) -> bool {
         self.every_size
     }

@@ -9,6 +9,7 @@ use crate::target::{Target, mode_name};
 use gmem::{Mode, PageSize};
 use std::cell::RefCell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::Duration;
 
 /// One check on one target, in one mode, with one page size.
 pub(crate) struct Job<'a> {
@@ -45,9 +46,10 @@ pub(crate) fn plan<'a>(targets: &'a [Target], checks: &'a [Check], options: &Opt
 }
 
 impl Job<'_> {
-    /// Runs the check in this process.
-    pub(crate) fn run(&self, number: usize, doom: Option<String>) -> Verdict {
-        let case = Case { target: self.target, mode: self.mode, size: self.size, job: number, doom, observers: RefCell::default() };
+    /// Runs the check, which may take so long, in this process.
+    pub(crate) fn run(&self, number: usize, doom: Option<String>, limit: Duration) -> Verdict {
+        let observers = RefCell::default();
+        let case = Case { target: self.target, mode: self.mode, size: self.size, job: number, doom, limit, observers };
         // What a check made goes with it, and the next one makes its own.
         let verdict = match catch_unwind(AssertUnwindSafe(|| (self.check.run)(&case))) {
             Ok(Ok(())) => Verdict::Passed,

@@ -1,7 +1,7 @@
 //! The frame itself: a check that fails, panics, hangs or ends its process fails by name, and the others go on; nothing is left behind.
 
 use gmem_conformance::world::{at, get};
-use gmem_conformance::{Applies, Case, Check, Options, Outcome, Report, Row, Stop, Verdict, checks, run, shipped};
+use gmem_conformance::{Applies, Brink, Case, Check, Options, Outcome, Report, Row, Stop, Verdict, checks, run, shipped};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -9,7 +9,7 @@ const fn check(name: &'static str, run: fn(&Case<'_>) -> Outcome) -> Check {
     Check { name, rule: "A rule.", place: "Here.", applies: Applies::EVERYWHERE.once(), run }
 }
 
-const PLANTED: [Check; 9] = [
+const PLANTED: [Check; 10] = [
     check("passes", passes),
     check("fails", |_| Err(Stop::Failed("seen 1, expected 2".to_owned()))),
     check("panics", |_| panic!("a panic of the check")),
@@ -21,7 +21,8 @@ const PLANTED: [Check; 9] = [
     check("exits", |_| std::process::exit(0)),
     check("hangs", hangs),
     check("prints", prints),
-    check("survives its doom", |case| case.doomed("the step", || {})?.by_signal(libc::SIGSEGV)),
+    check("dies too early", |case| case.doomed("the step", |_| gmem_conformance::world::touch(0))?.by_signal(libc::SIGSEGV)),
+    check("survives its doom", |case| case.doomed("the step", |brink| brink.reached())?.by_signal(libc::SIGSEGV)),
     Check { applies: Applies::never("it never does"), ..check("has no meaning", |_| Ok(())) },
 ];
 
@@ -30,7 +31,11 @@ fn passes(case: &Case<'_>) -> Outcome {
     let region = world.region(1)?;
     world.unit.store(at(&region, 0), 7)?;
     gmem_conformance::ensure_eq!("the word", get(at(&region, 0)), 7);
-    case.doomed("a read of nothing", || gmem_conformance::world::touch(0))?.by_signal(libc::SIGSEGV)
+    let step = |brink: &Brink| {
+        brink.reached();
+        gmem_conformance::world::touch(0);
+    };
+    case.doomed("a read of nothing", step)?.by_signal(libc::SIGSEGV)
 }
 
 /// With a device of its own, which must not outlive it.
@@ -78,7 +83,7 @@ fn rows<'a>(report: &'a Report, check: &str) -> Vec<&'a Row> {
 
 fn verdicts(report: &Report) {
     // Two modes each.
-    assert_eq!((report.passed, report.failed, report.not_applicable, report.rows.len()), (4, 12, 2, 18), "{}", report.text());
+    assert_eq!((report.passed, report.failed, report.not_applicable, report.rows.len()), (4, 14, 2, 20), "{}", report.text());
     let failed = [
         ("fails", "seen 1, expected 2"),
         ("panics", "a panic: a panic of the check"),
@@ -86,6 +91,7 @@ fn verdicts(report: &Report) {
         ("aborts", "chatter 49\nits last words"),
         ("exits", "status 0"),
         ("hangs", "not done within 3 s\nits threads wait in:\n"),
+        ("dies too early", "its preparations ended with signal 11"),
         ("survives its doom", "it ended with status 0, not by signal 11"),
     ];
     for (name, words) in failed {

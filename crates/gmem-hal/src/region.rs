@@ -35,7 +35,7 @@ impl Prot {
     }
 }
 
-/// Where the host keeps a region's bytes.
+/// Where the host keeps a region's bytes. What the program itself gives back to the kernel (`madvise`) reads as before or, if the kernel took it, as zero.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash, Default)]
 pub enum Backing {
     /// One shared memory object per address space with fixed homes. The fastest, and the only one that device processes can map

@@ -2,6 +2,7 @@
 
 use super::steps::{both_read, settle, states, used, written_by_device};
 use crate::check::{Applies, Check, Outcome};
+use crate::observe::Copied;
 use crate::world::{at, get, get_bytes, part, pattern, same_bytes, set, set_bytes, touch};
 use crate::{Case, ensure, ensure_eq};
 use gmem::hal::{FaultError, Modes};
@@ -66,7 +67,7 @@ pub(super) const CHECKS: &[Check] = &[
     },
     Check {
         name: "untouched-pages-go-as-zeros",
-        rule: "A range that nobody touched can be sent to the device for reading and for writing, and is zero on either side.",
+        rule: "A range that nobody touched can be sent to the device for reading and for writing by one request, after which no fault follows, and is zero on either side.",
         place: "docs/page-entry.md \"States\"",
         applies: Applies::EVERYWHERE,
         run: untouched_pages_go_as_zeros,
@@ -295,6 +296,11 @@ fn untouched_pages_go_as_zeros(case: &Case<'_>) -> Outcome {
         world.unit.write(at(&other, 0), &pattern(1, 4 * world.page() as usize))?;
         drop(other);
         world.space.prefetch(region.range(), Some(&world.unit.device), access)?;
+        let before = world.gmem.stats().device_faults;
+        let mut seen = vec![1; len];
+        world.unit.read(at(&region, 0), &mut seen)?;
+        ensure_eq!("device faults where everything was brought by one request", world.gmem.stats().device_faults - before, 0);
+        same_bytes("what the device reads", &seen, &vec![0; len])?;
         both_read(&world, &region, 0, &vec![0; len])?;
         world.verify()?;
     }
@@ -339,14 +345,15 @@ fn each_byte_is_copied_once(case: &Case<'_>) -> Outcome {
     let len = region.range().len().get();
     let expected = pattern(1, len as usize);
     set_bytes(at(&region, 0), &expected);
-    let before = world.gmem.stats();
+    let (before, calls) = (world.gmem.stats(), world.unit.observed.copied());
     world.space.prefetch(region.range(), Some(&world.unit.device), Access::Write)?;
     world.space.prefetch(region.range(), None, Access::Read)?;
     let after = world.gmem.stats();
+    let bytes = if case.mode() == Mode::CoherentExclusive { len } else { 0 };
+    ensure_eq!("what the driver was asked to copy", world.unit.observed.copied() - calls, Copied { down: bytes, home: bytes, across: 0 });
     let there = after.h2d_prefetch_bytes - before.h2d_prefetch_bytes;
     let back = after.d2h_other_bytes - before.d2h_other_bytes;
-    let bytes = if case.mode() == Mode::CoherentExclusive { len } else { 0 };
-    ensure_eq!("bytes copied to the device and back", (there, back), (bytes, bytes));
+    ensure_eq!("bytes copied to the device and back, as the statistics have it", (there, back), (bytes, bytes));
     same_bytes("what the CPU reads", &get_bytes(at(&region, 0), len as usize), &expected)
 }
 

@@ -18,6 +18,13 @@ pub(super) const CHECKS: &[Check] = &[
         run: memory_moved_by_mremap_is_never_zero_or_stale,
     },
     Check {
+        name: "memory-the-program-advises-away-is-old-or-zero",
+        rule: "Memory that the program gives back to the kernel by MADV_FREE or MADV_DONTNEED reads as before or as zero on both sides, and keeps what is written to it next.",
+        place: "gmem-hal `Backing`",
+        applies: Applies::EVERYWHERE,
+        run: memory_the_program_advises_away,
+    },
+    Check {
         name: "munmap-of-a-part-leaves-the-rest",
         rule: "After the program unmapped a part of a region by munmap the rest is right on both sides, and what the program puts there is left alone.",
         place: "gmem-hal `HostError::Displaced`",
@@ -54,11 +61,13 @@ fn memory_moved_by_mremap_is_never_zero_or_stale(case: &Case<'_>) -> Outcome {
         for word in WORDS {
             new_place(case, *backing, word, 0)?;
             new_place(case, *backing, word, libc::MREMAP_DONTUNMAP)?;
+            old_place(case, *backing, word)?;
             let step = format!("the old place of page {} of {backing:?} backing", word.page);
-            let ending = case.doomed(&step, || {
+            let ending = case.doomed(&step, |brink| {
                 let (world, region) = make(case, *backing).expect("a world");
                 let old = at(&region, word.page * world.page());
                 remap(&world, old, 0);
+                brink.reached();
                 touch(old);
             })?;
             ending.by_signal(libc::SIGSEGV)?;
@@ -73,15 +82,46 @@ fn memory_moved_by_mremap_is_never_zero_or_stale(case: &Case<'_>) -> Outcome {
 /// The new place of a page reads as the old one did, or the access ends the program.
 fn new_place(case: &Case<'_>, backing: Backing, word: Word, flags: i32) -> Outcome {
     let step = format!("page {} of {backing:?} backing, moved with flags {flags:#x}", word.page);
-    let ending = case.doomed(&step, || {
+    let ending = case.doomed(&step, |brink| {
         let (world, region) = make(case, backing).expect("a world");
-        let seen = get(remap(&world, at(&region, word.page * world.page()), flags));
+        let new = remap(&world, at(&region, word.page * world.page()), flags);
+        brink.reached();
+        let seen = get(new);
         if seen != word.value {
             eprintln!("{step}: the new place reads {seen}, where {} was", word.value);
             std::process::abort();
         }
     })?;
     ending.alive_or_by(&[libc::SIGSEGV, libc::SIGBUS])
+}
+
+/// The old place of a page that was moved with MREMAP_DONTUNMAP reads as before, or is empty because the bytes are at the new place, or the access ends the program.
+fn old_place(case: &Case<'_>, backing: Backing, word: Word) -> Outcome {
+    let step = format!("the old place of page {} of {backing:?} backing, which is kept", word.page);
+    let ending = case.doomed(&step, |brink| {
+        let (world, region) = make(case, backing).expect("a world");
+        let old = at(&region, word.page * world.page());
+        let new = remap(&world, old, libc::MREMAP_DONTUNMAP);
+        brink.reached();
+        let seen = get(old);
+        // What is lost there must be somewhere: an access to the new place that ends the program now would hide that it is nowhere.
+        if seen != word.value && (seen != 0 || peek(new) != Some(word.value)) {
+            eprintln!("{step}: it reads {seen}, the new place {:?}, where {} was", peek(new), word.value);
+            std::process::abort();
+        }
+    })?;
+    ending.alive_or_by(&[libc::SIGSEGV, libc::SIGBUS])
+}
+
+/// The word at `va`, if the kernel finds one there.
+fn peek(va: u64) -> Option<u64> {
+    let mut word = 0u64;
+    let len = size_of::<u64>();
+    let here = libc::iovec { iov_base: (&raw mut word).cast(), iov_len: len };
+    let there = libc::iovec { iov_base: va as *mut _, iov_len: len };
+    // SAFETY: reads into `word`, and answers with an error where nothing can be read.
+    let read = unsafe { libc::process_vm_readv(libc::getpid(), &raw const here, 1, &raw const there, 1, 0) };
+    (read == len as isize).then_some(word)
 }
 
 fn make(case: &Case<'_>, backing: Backing) -> Result<(World, Region), Stop> {
@@ -113,6 +153,36 @@ fn stays_right(case: &Case<'_>, backing: Backing, word: Word) -> Outcome {
     }
     // SAFETY: what was moved there is nobody's but ours.
     ensure_eq!("unmapping the new place", unsafe { libc::munmap(to as *mut _, world.page() as usize) }, 0);
+    Ok(())
+}
+
+fn memory_the_program_advises_away(case: &Case<'_>) -> Outcome {
+    for backing in backings(case) {
+        for (name, advice) in [("MADV_FREE", libc::MADV_FREE), ("MADV_DONTNEED", libc::MADV_DONTNEED)] {
+            let (world, region) = make(case, *backing)?;
+            let len = 3 * world.page();
+            // SAFETY: the check is about what follows; it touches nothing there by a reference.
+            let done = unsafe { libc::madvise(at(&region, 0) as *mut _, len as usize, advice) };
+            // The kernel takes MADV_FREE for private memory alone.
+            ensure!(done == 0 || *backing == Backing::Shared, "{name}: {}", std::io::Error::last_os_error());
+            for word in WORDS {
+                let what = format!("page {} of {backing:?} backing after {name}", word.page);
+                let va = at(&region, word.page * world.page());
+                let by_device = world.unit.load(va)?;
+                ensure!([0, word.value].contains(&by_device), "{what}: the device reads {by_device}, where {} was", word.value);
+                let by_cpu = get(va);
+                // What is gone stays gone, and what was lent to the device it had.
+                ensure!([0, by_device].contains(&by_cpu), "{what}: the CPU reads {by_cpu}, the device read {by_device}");
+                ensure_eq!(format!("the word beside, {what}"), get(va + 8), 0);
+                world.unit.store(va, 70)?;
+                ensure_eq!(format!("what the device writes next, {what}"), get(va), 70);
+                set(va, 71);
+                ensure_eq!(format!("what the CPU writes next, {what}"), world.unit.load(va)?, 71);
+            }
+            both_read(&world, &region, 3 * world.page(), &vec![0; 4096])?;
+            world.verify()?;
+        }
+    }
     Ok(())
 }
 

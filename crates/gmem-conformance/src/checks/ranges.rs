@@ -96,7 +96,8 @@ fn unmap_while_the_shared_table_is_read(case: &Case<'_>) -> Outcome {
     let region = world.region(4)?;
     let expected = pattern(1, region.range().len().get() as usize);
     set_bytes(at(&region, 0), &expected);
-    let ending = case.doomed("reading on", || {
+    let ending = case.doomed("reading on", |brink| {
+        brink.reached();
         std::thread::scope(|threads| {
             threads.spawn(|| while world.unit.load(at(&region, 2 * world.page())).is_ok() {});
             let _ = region.unmap(part(&region, 2 * world.page(), 2 * world.page()));

@@ -16,7 +16,8 @@ pub(super) fn refused(
     access: impl FnOnce() -> Result<(), FaultError>,
 ) -> Result<(), Stop> {
     if case.mode() == Mode::Share {
-        let ending = case.doomed(step, || {
+        let ending = case.doomed(step, |brink| {
+            brink.reached();
             // If it comes back at all it was not refused.
             let _ = access();
         })?;

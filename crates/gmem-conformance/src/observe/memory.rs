@@ -22,7 +22,16 @@ impl CopyEngine for Observed {
             shadow.check_copy("copy to", dst, len.get(), true);
             shadow.check_copy("copy from", src, len.get(), false);
         };
-        self.pass("copy", None, before, || self.refuse("copy").and_then(|()| self.inner.copy_engine().copy(dst, src, len)), |_, _| {})
+        let after = |shadow: &mut super::Shadow, answer: &Result<(), DeviceError>| {
+            let copied = match (src.hnode, dst.hnode) {
+                _ if answer.is_err() => return,
+                (HnodeId::HOST, _) => &mut shadow.copied.down,
+                (_, HnodeId::HOST) => &mut shadow.copied.home,
+                _ => &mut shadow.copied.across,
+            };
+            *copied += len.get();
+        };
+        self.pass("copy", None, before, || self.refuse("copy").and_then(|()| self.inner.copy_engine().copy(dst, src, len)), after)
     }
 
     fn reaches(&self, hnode: HnodeId) -> bool {

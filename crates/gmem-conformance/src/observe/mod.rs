@@ -29,6 +29,7 @@ pub mod rules;
 mod shadow;
 
 pub use rules::{Breach, Rule, Side};
+pub use shadow::Copied;
 
 use gmem::hal::{Device, DeviceError, DeviceId, PeerError, PmapId, Upcalls, VirtRange};
 use relay::Relay;
@@ -99,6 +100,11 @@ impl Observed {
     /// The promises that were broken so far, by either side.
     pub fn breaches(&self) -> Vec<Breach> {
         self.shadow().breaches.clone()
+    }
+
+    /// What was copied so far, counted from the calls and not from what the core says of itself.
+    pub fn copied(&self) -> Copied {
+        self.shadow().copied
     }
 
     /// Whether the device was started, and whether it was stopped.

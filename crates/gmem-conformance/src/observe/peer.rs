@@ -77,6 +77,7 @@ impl Peer for Observed {
         };
         let after = |shadow: &mut Shadow, answer: &Result<(), PeerError>| {
             if matches!(answer, Ok(()) | Err(PeerError::PageExists)) {
+                shadow.copied.down += copy.filter(|_| answer.is_ok()).map_or(0, |_| len.get());
                 shadow.insert(pmap, va.get(), Mapped { len: len.get(), frame: None, prot, queued: false, lowered: false });
             }
         };
@@ -98,6 +99,7 @@ impl Peer for Observed {
         };
         let after = |shadow: &mut Shadow, answer: &Result<(), DeviceError>| {
             if answer.is_ok() {
+                shadow.copied.home += copy.map_or(0, |_| len.get());
                 shadow.remove(pmap, va.get());
             }
         };

@@ -10,6 +10,25 @@ use std::sync::Weak;
 use std::thread::ThreadId;
 use std::time::Instant;
 
+/// What was copied so far, in bytes, by calls that were answered with Ok: by the copy engine, and by a peer that was told to.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct Copied {
+    /// From the host to the device.
+    pub down: u64,
+    /// From the device to the host.
+    pub home: u64,
+    /// From device memory to device memory, the same device's or another's.
+    pub across: u64,
+}
+
+impl std::ops::Sub for Copied {
+    type Output = Self;
+
+    fn sub(self, before: Self) -> Self {
+        Self { down: self.down - before.down, home: self.home - before.home, across: self.across - before.across }
+    }
+}
+
 /// What a callback does to a page.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Kind {
@@ -74,6 +93,7 @@ pub(super) struct Shadow {
     pub(super) calls: Vec<Call>,
     pub(super) tokens: u64,
     pub(super) breaches: Vec<Breach>,
+    pub(super) copied: Copied,
 }
 
 impl Table {

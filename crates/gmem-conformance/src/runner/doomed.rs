@@ -14,19 +14,36 @@ const DOOM: &str = "GMEM_CONFORMANCE_DOOM";
 /// The status of a process that never came to its step.
 pub(crate) const NOT_REACHED: i32 = 99;
 
-/// Shorter than what a check may take, so that the check itself can say what hangs.
-const LIMIT: Duration = Duration::from_secs(8);
+/// What a doomed process says last, as a line of its own.
+const BRINK: &str = "\u{1}gmem-conformance: what follows ends this process";
+
+/// Where a doomed process stands before what is to end it.
+#[derive(Debug)]
+pub struct Brink(());
+
+impl Brink {
+    pub(crate) fn new() -> Self {
+        Self(())
+    }
+
+    /// Says that the preparations are done: what follows is to end the process.
+    pub fn reached(&self) {
+        eprintln!("{BRINK}");
+    }
+}
 
 /// How a doomed process ended.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Ending {
     status: Option<ExitStatus>,
+    /// Whether it came to what was to end it.
+    reached: bool,
     said: String,
 }
 
 impl Ending {
     pub(crate) fn passed_over() -> Self {
-        Self { status: None, said: String::new() }
+        Self { status: None, reached: true, said: String::new() }
     }
 
     /// Refuses any other end than by this signal.
@@ -50,6 +67,9 @@ impl Ending {
         let said = &self.said;
         match self.status {
             Some(status) if status.code() == Some(NOT_REACHED) => Err(Stop::Failed(format!("the step was not reached: {said}"))),
+            Some(status) if !self.reached => {
+                Err(Stop::Failed(format!("its preparations ended with {}; it said: {said}", describe(status))))
+            }
             Some(status) if !fine(status) => {
                 Err(Stop::Failed(format!("it ended with {}, not {}; it said: {said}", describe(status), expected())))
             }
@@ -65,8 +85,10 @@ pub(crate) fn asked() -> Option<(usize, String)> {
     Some((job.parse().ok()?, step.to_owned()))
 }
 
-/// Begins job `job` anew in a process that ends with `step`.
-pub(crate) fn run(job: usize, step: &str) -> Result<Ending, Stop> {
+/// Begins job `job`, which may take `limit`, anew in a process that ends with `step`.
+pub(crate) fn run(job: usize, step: &str, limit: Duration) -> Result<Ending, Stop> {
+    // Shorter than what the check may take, so that the check itself can say what hangs.
+    let limit = limit.mul_f64(0.8);
     let mut child = Command::new(std::env::current_exe()?)
         .args(std::env::args_os().skip(1))
         .env(CHILD, std::process::id().to_string())
@@ -75,7 +97,7 @@ pub(crate) fn run(job: usize, step: &str) -> Result<Ending, Stop> {
         .stdout(Stdio::null())
         .stderr(Stdio::piped())
         .spawn()?;
-    let until = Instant::now() + LIMIT;
+    let until = Instant::now() + limit;
     let status = loop {
         if let Some(status) = child.try_wait()? {
             break status;
@@ -84,7 +106,7 @@ pub(crate) fn run(job: usize, step: &str) -> Result<Ending, Stop> {
             let waiting = super::who_waits::of(child.id());
             child.kill()?;
             child.wait()?;
-            return Err(Stop::Failed(format!("a process that was to end did not within {} s\n{waiting}", LIMIT.as_secs())));
+            return Err(Stop::Failed(format!("a process that was to end did not within {} s\n{waiting}", limit.as_secs_f64())));
         }
         std::thread::sleep(Duration::from_millis(1));
     };
@@ -92,5 +114,6 @@ pub(crate) fn run(job: usize, step: &str) -> Result<Ending, Stop> {
     if let Some(mut err) = child.stderr.take() {
         err.read_to_string(&mut said)?;
     }
-    Ok(Ending { status: Some(status), said: said.trim().to_owned() })
+    let reached = said.contains(BRINK);
+    Ok(Ending { status: Some(status), reached, said: said.replace(BRINK, "").trim().to_owned() })
 }

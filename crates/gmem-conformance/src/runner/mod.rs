@@ -29,12 +29,12 @@ const MOST_LATE: usize = 6;
 /// Runs what `options` wants of `checks` on `targets`, and calls `tell` with each check that ended and how many there are. In a check process this does not return.
 pub fn run(targets: &[Target], checks: &[Check], options: &Options, tell: &(dyn Fn(&Row, usize) + Sync)) -> Report {
     let jobs = plan(targets, checks, options);
-    child::serve_if_asked(&jobs);
+    let limit = std::time::Duration::from_secs(options.time_limit);
+    child::serve_if_asked(&jobs, limit);
     let began = Instant::now();
     let lanes = std::thread::available_parallelism().map_or(1, usize::from).clamp(1, MOST_LANES);
     let rows: Mutex<Vec<Option<Row>>> = Mutex::new(jobs.iter().map(unmeaning).collect());
     let (next, late) = (AtomicUsize::new(0), AtomicUsize::new(0));
-    let limit = std::time::Duration::from_secs(options.time_limit);
     let of = jobs.iter().filter(|job| job.reason_not_to.is_none()).count();
     std::thread::scope(|threads| {
         for _ in 0..lanes {
