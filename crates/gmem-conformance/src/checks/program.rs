@@ -158,32 +158,36 @@ fn stays_right(case: &Case<'_>, backing: Backing, word: Word) -> Outcome {
 
 fn memory_the_program_advises_away(case: &Case<'_>) -> Outcome {
     for backing in backings(case) {
-        for (name, advice) in [("MADV_FREE", libc::MADV_FREE), ("MADV_DONTNEED", libc::MADV_DONTNEED)] {
-            let (world, region) = make(case, *backing)?;
-            let len = 3 * world.page();
-            // SAFETY: the check is about what follows; it touches nothing there by a reference.
-            let done = unsafe { libc::madvise(at(&region, 0) as *mut _, len as usize, advice) };
-            // The kernel takes MADV_FREE for private memory alone.
-            ensure!(done == 0 || *backing == Backing::Shared, "{name}: {}", std::io::Error::last_os_error());
-            for word in WORDS {
-                let what = format!("page {} of {backing:?} backing after {name}", word.page);
-                let va = at(&region, word.page * world.page());
-                let by_device = world.unit.load(va)?;
-                ensure!([0, word.value].contains(&by_device), "{what}: the device reads {by_device}, where {} was", word.value);
-                let by_cpu = get(va);
-                // What is gone stays gone, and what was lent to the device it had.
-                ensure!([0, by_device].contains(&by_cpu), "{what}: the CPU reads {by_cpu}, the device read {by_device}");
-                ensure_eq!(format!("the word beside, {what}"), get(va + 8), 0);
-                world.unit.store(va, 70)?;
-                ensure_eq!(format!("what the device writes next, {what}"), get(va), 70);
-                set(va, 71);
-                ensure_eq!(format!("what the CPU writes next, {what}"), world.unit.load(va)?, 71);
-            }
-            both_read(&world, &region, 3 * world.page(), &vec![0; 4096])?;
-            world.verify()?;
+        for advice in [libc::MADV_FREE, libc::MADV_DONTNEED] {
+            [true, false].into_iter().try_for_each(|cpu_first| advised_away(case, *backing, advice, cpu_first))?;
         }
     }
     Ok(())
+}
+
+fn advised_away(case: &Case<'_>, backing: Backing, advice: i32, cpu_first: bool) -> Outcome {
+    let (world, region) = make(case, backing)?;
+    // SAFETY: the check is about what follows; it touches nothing there by a reference.
+    let done = unsafe { libc::madvise(at(&region, 0) as *mut _, 3 * world.page() as usize, advice) };
+    // The kernel takes MADV_FREE for private memory alone.
+    ensure!(done == 0 || backing == Backing::Shared, "advice {advice}: {}", std::io::Error::last_os_error());
+    for word in WORDS {
+        let what = format!("page {} of {backing:?} backing after advice {advice}", word.page);
+        let va = at(&region, word.page * world.page());
+        let early = cpu_first.then(|| get(va));
+        let by_device = world.unit.load(va)?;
+        let (first, second) = early.map_or((by_device, get(va)), |early| (early, by_device));
+        // What is gone stays gone.
+        let fine = [0, word.value].contains(&first) && [0, first].contains(&second);
+        ensure!(fine, "{what}, the CPU first: {cpu_first}: {first} is read, and then {second}, where {} was", word.value);
+        ensure_eq!(format!("the word beside, {what}"), get(va + 8), 0);
+        world.unit.store(va, 70)?;
+        ensure_eq!(format!("what the device writes next, {what}"), get(va), 70);
+        set(va, 71);
+        ensure_eq!(format!("what the CPU writes next, {what}"), world.unit.load(va)?, 71);
+    }
+    both_read(&world, &region, 3 * world.page(), &vec![0; 4096])?;
+    world.verify()
 }
 
 /// Moves a page to a place that is free, and beside which nothing lies that it could be merged with.
