@@ -109,6 +109,8 @@ defects! {
     WindowPrivate = "window-private", Plain, "replica-is-the-hosts-memory";
     /// A fence is confirmed and stops nothing.
     FenceIgnored = "fence-ignored", Plain, "fenced-context-touches-nothing";
+    /// A fence is confirmed and lets nothing new begin, and what is under way goes on.
+    FenceLeavesKernels = "fence-leaves-kernels", Plain, "fenced-context-touches-nothing";
     /// An invalidation is answered, but much too late.
     AnswersLate = "answers-late", Plain, "callbacks-answer-in-time";
     /// An invalidation is never answered.

@@ -39,7 +39,7 @@ pub use report::{Report, Row, Verdict};
 pub use runner::doomed::{Brink, Ending};
 pub use runner::run;
 pub use shipped::{Discrete, Integrated, SHIPPED, shipped};
-pub use subject::{Cannot, Shape, Subject, fault_of};
+pub use subject::{Cannot, Shape, Storing, Subject, fault_of};
 pub use target::Target;
 pub use world::{Unit, World};
 

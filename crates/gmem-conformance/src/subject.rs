@@ -3,6 +3,7 @@
 use gmem::hal::{Device, FaultError, LaunchError, PmapId};
 use gmem::{Context, Error, RangeError, VirtAddr};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 /// The device that a check wants.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -18,6 +19,35 @@ pub struct Shape {
 /// The subject has no device of this shape, and why. The checks that need one are not applicable.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Cannot(pub &'static str);
+
+/// A device that stores in a loop, as a check and a subject see it.
+#[derive(Debug, Default)]
+pub struct Storing {
+    over: AtomicBool,
+    stored: AtomicU64,
+}
+
+impl Storing {
+    /// Has the device come to an end.
+    pub fn end(&self) {
+        self.over.store(true, Ordering::Release);
+    }
+
+    /// Whether the device is to come to an end.
+    pub fn is_over(&self) -> bool {
+        self.over.load(Ordering::Acquire)
+    }
+
+    /// The device has stored this number.
+    pub fn tell(&self, number: u64) {
+        self.stored.fetch_max(number, Ordering::AcqRel);
+    }
+
+    /// The last number of which it was told that the device had stored it: there may be later ones.
+    pub fn stored(&self) -> u64 {
+        self.stored.load(Ordering::Acquire)
+    }
+}
 
 /// A driver under test.
 ///
@@ -56,6 +86,22 @@ pub trait Subject: Send + Sync + 'static {
     /// The fault that ended it.
     fn add(&self, driver: &Self::Driver, context: &Context, va: VirtAddr, n: u64) -> Result<(), FaultError>;
 
+    /// The device stores 1, 2, 3 and so on to the aligned 64-bit word at `va`, which holds zero, until `storing` is over, and tells it now and then how far it is. A subject whose device
+    /// runs kernels has one kernel do it, so that something is under way whatever happens meanwhile; as provided it is one addition after another.
+    ///
+    /// # Errors
+    /// The fault that ended it.
+    fn store_on(&self, driver: &Self::Driver, context: &Context, va: VirtAddr, storing: &Arc<Storing>) -> Result<(), FaultError> {
+        for number in 1.. {
+            if storing.is_over() {
+                break;
+            }
+            self.add(driver, context, va, 1)?;
+            storing.tell(number);
+        }
+        Ok(())
+    }
+
     /// The device loads the bytes at `va` through the page table `pmap`, which may be destroyed, as a program that was not told so would. `None`, as provided, if
     /// the device cannot be made to.
     ///
@@ -85,6 +131,7 @@ pub(crate) trait Specimen: Send + Sync {
     fn read(&self, context: &Context, va: VirtAddr, bytes: &mut [u8]) -> Result<(), FaultError>;
     fn write(&self, context: &Context, va: VirtAddr, bytes: &[u8]) -> Result<(), FaultError>;
     fn add(&self, context: &Context, va: VirtAddr, n: u64) -> Result<(), FaultError>;
+    fn store_on(&self, context: &Context, va: VirtAddr, storing: &Arc<Storing>) -> Result<(), FaultError>;
     fn read_by(&self, pmap: PmapId, va: VirtAddr, bytes: &mut [u8]) -> Option<Result<(), FaultError>>;
 }
 
@@ -126,6 +173,10 @@ impl<S: Subject> Specimen for Made<S> {
 
     fn add(&self, context: &Context, va: VirtAddr, n: u64) -> Result<(), FaultError> {
         self.subject.add(&self.driver, context, va, n)
+    }
+
+    fn store_on(&self, context: &Context, va: VirtAddr, storing: &Arc<Storing>) -> Result<(), FaultError> {
+        self.subject.store_on(&self.driver, context, va, storing)
     }
 
     fn read_by(&self, pmap: PmapId, va: VirtAddr, bytes: &mut [u8]) -> Option<Result<(), FaultError>> {

@@ -2,7 +2,7 @@
 
 use crate::check::Stop;
 use crate::observe::Observed;
-use crate::subject::Specimen;
+use crate::subject::{Specimen, Storing};
 use gmem::hal::FaultError;
 use gmem::{AddressSpace, ByteLen, Context, Device, Gmem, PageSize, Region, Residence, VirtAddr, VirtRange};
 use std::fmt;
@@ -43,6 +43,14 @@ impl Unit {
     /// The fault that ended it.
     pub fn add(&self, va: u64, n: u64) -> Result<(), FaultError> {
         self.specimen.add(&self.context, VirtAddr::new(va), n)
+    }
+
+    /// The device stores one number after another to a word, until `storing` is over.
+    ///
+    /// # Errors
+    /// The fault that ended it.
+    pub fn store_on(&self, va: u64, storing: &Arc<Storing>) -> Result<(), FaultError> {
+        self.specimen.store_on(&self.context, VirtAddr::new(va), storing)
     }
 
     /// The device loads a word.

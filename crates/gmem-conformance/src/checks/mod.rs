@@ -19,6 +19,7 @@ mod refuse;
 mod regress;
 mod space_calls;
 mod steps;
+mod stopping;
 mod translation;
 
 use crate::check::Check;
@@ -29,6 +30,6 @@ pub fn all() -> Vec<Check> {
         [access::CHECKS, moves::CHECKS, ranges::CHECKS, pressure::CHECKS, program::CHECKS, files::CHECKS, fork::CHECKS, limits::CHECKS];
     let calls = [device_calls::CHECKS, space_calls::CHECKS, page_calls::CHECKS];
     let history = [failing::CHECKS, regress::CHECKS, races::CHECKS];
-    let drivers = [translation::CHECKS, copying::CHECKS, manners::CHECKS, peers::CHECKS];
+    let drivers = [translation::CHECKS, copying::CHECKS, stopping::CHECKS, manners::CHECKS, peers::CHECKS];
     gmem.into_iter().chain(calls).chain(history).chain(drivers).flatten().copied().collect()
 }

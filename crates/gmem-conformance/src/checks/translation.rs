@@ -91,13 +91,6 @@ pub(super) const CHECKS: &[Check] = &[
         applies: Applies::EXCLUSIVE.without(Capabilities::PEER).once(),
         run: accessed_marks_are_read_and_cleared,
     },
-    Check {
-        name: "fenced-context-touches-nothing",
-        rule: "After a fence the context touches no memory, and what it had is not lost.",
-        place: "gmem-hal `Device::fence`",
-        applies: Applies::EXCLUSIVE.once(),
-        run: fenced_context_touches_nothing,
-    },
 ];
 
 /// The address of page `n`.
@@ -373,18 +366,4 @@ fn accessed_marks_are_read_and_cleared(case: &Case<'_>) -> Outcome {
     world.unit.load(at(&region, 0))?;
     ensure_eq!("the mark after another access", harvest(), Some(true));
     Ok(())
-}
-
-fn fenced_context_touches_nothing(case: &Case<'_>) -> Outcome {
-    let world = case.world(4)?;
-    let region = world.region(2)?;
-    world.unit.store(at(&region, 0), 11)?;
-    let peer = world.unit.device.info().capabilities.contains(Capabilities::PEER);
-    world.unit.observed.fail(if peer { "unmap" } else { "tlb_invalidate" }, 0, DeviceError::NoAnswer);
-    ensure_eq!("what the CPU reads while the device does not answer", get(at(&region, 0)), 11);
-    ensure!(world.unit.context.is_fenced(), "a revoke was not answered, and the context goes on");
-    ensure!(world.unit.store(at(&region, 0), 12).is_err(), "the device stores after it was fenced");
-    ensure!(world.unit.load(at(&region, world.page())).is_err(), "the device loads after it was fenced");
-    ensure_eq!("the word", get(at(&region, 0)), 11);
-    world.verify()
 }

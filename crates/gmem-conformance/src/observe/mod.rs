@@ -113,6 +113,12 @@ impl Observed {
         (shadow.started, shadow.stopped)
     }
 
+    /// Whether the driver confirmed that this context touches nothing any more.
+    pub fn is_stopped(&self, pmap: Option<PmapId>) -> bool {
+        let shadow = self.shadow();
+        pmap.is_some_and(|pmap| shadow.tables.get(&pmap).is_none_or(|table| table.is_dead()))
+    }
+
     /// Calls the core as the driver would, from a thread like the driver's own, and waits for the answer. `None` before the device is started, or after it was stopped.
     pub fn call<T: Send + 'static>(&self, work: impl FnOnce(DeviceId, &dyn Upcalls) -> T + Send + 'static) -> Option<T> {
         let calls = self.calls.lock().unwrap_or_else(PoisonError::into_inner).clone()?;

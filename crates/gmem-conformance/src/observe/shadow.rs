@@ -112,6 +112,11 @@ impl Table {
         }
     }
 
+    /// Whether it is certain to touch nothing any more.
+    pub(super) fn is_dead(&self) -> bool {
+        self.dead
+    }
+
     /// The addresses of the pages that overlap `range`.
     pub(super) fn overlapping(&self, range: VirtRange) -> Vec<u64> {
         let from = range.start().get().saturating_sub(PageSize::Size2M.bytes());

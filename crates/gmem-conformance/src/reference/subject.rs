@@ -1,7 +1,7 @@
 //! The reference driver as a subject of the kit.
 
 use super::{Reference, ReferenceBuilder};
-use crate::subject::{Cannot, Shape, Subject};
+use crate::subject::{Cannot, Shape, Storing, Subject};
 use gmem::Context;
 use gmem::hal::{FaultError, PmapId, VirtAddr};
 use std::sync::Arc;
@@ -41,6 +41,10 @@ impl Subject for ReferenceSubject {
 
     fn add(&self, driver: &Reference, context: &Context, va: VirtAddr, n: u64) -> Result<(), FaultError> {
         driver.fetch_add(table(context)?, va, n).map(drop).map_err(|fault| fault.error)
+    }
+
+    fn store_on(&self, driver: &Reference, context: &Context, va: VirtAddr, storing: &Arc<Storing>) -> Result<(), FaultError> {
+        driver.store_on(table(context)?, va, storing).map_err(|fault| fault.error)
     }
 
     fn read_by(&self, driver: &Reference, pmap: PmapId, va: VirtAddr, bytes: &mut [u8]) -> Option<Result<(), FaultError>> {

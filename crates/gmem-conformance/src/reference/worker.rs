@@ -1,9 +1,9 @@
 //! The cores of the device: threads that touch memory through the MMU, and report what it cannot translate.
 
 use super::Reference;
-use super::pmap::State;
+use super::pmap::{Pmap, State};
 use super::table::Entry;
-use crate::Defect;
+use crate::{Defect, Storing};
 use gmem::hal::{Access, DeviceError, FaultError, PmapId, VirtAddr};
 use std::fmt;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
@@ -38,6 +38,8 @@ pub(super) enum Op {
     Write(Vec<u8>),
     /// An atomic add, at an aligned address; leaves what was there before.
     Add(u64),
+    /// A loop of stores to one aligned word.
+    StoreOn(Arc<Storing>),
 }
 
 pub(super) struct Job {
@@ -94,7 +96,7 @@ impl Reference {
     pub fn read(&self, pmap: PmapId, va: VirtAddr, len: usize) -> Result<Vec<u8>, AccessFault> {
         match self.run(pmap, va, Op::Read(vec![0; len]))? {
             Op::Read(bytes) | Op::Write(bytes) => Ok(bytes),
-            Op::Add(_) => Err(AccessFault { va, error: FaultError::NotAttached }),
+            Op::Add(_) | Op::StoreOn(_) => Err(AccessFault { va, error: FaultError::NotAttached }),
         }
     }
 
@@ -113,8 +115,16 @@ impl Reference {
     pub fn fetch_add(&self, pmap: PmapId, va: VirtAddr, n: u64) -> Result<u64, AccessFault> {
         match self.run(pmap, va, Op::Add(n))? {
             Op::Add(before) => Ok(before),
-            Op::Read(_) | Op::Write(_) => Err(AccessFault { va, error: FaultError::NotAttached }),
+            Op::Read(_) | Op::Write(_) | Op::StoreOn(_) => Err(AccessFault { va, error: FaultError::NotAttached }),
         }
+    }
+
+    /// Has a core of the device store 1, 2, 3 and so on to the aligned word at `va` until `storing` is over.
+    ///
+    /// # Errors
+    /// As for [`Reference::write`].
+    pub fn store_on(&self, pmap: PmapId, va: VirtAddr, storing: &Arc<Storing>) -> Result<(), AccessFault> {
+        self.run(pmap, va, Op::StoreOn(storing.clone())).map(drop)
     }
 
     fn run(&self, pmap: PmapId, va: VirtAddr, op: Op) -> Result<Op, AccessFault> {
@@ -128,6 +138,7 @@ impl Reference {
     /// Carries one instruction out, a page at a time, as hardware would.
     fn carry_out(&self, pmap: PmapId, va: VirtAddr, op: &mut Op) -> Result<(), AccessFault> {
         let (len, access) = match op {
+            Op::StoreOn(storing) => return self.loop_of_stores(pmap, va, storing),
             Op::Read(bytes) => (bytes.len(), Access::Read),
             Op::Write(bytes) => (bytes.len(), Access::Write),
             Op::Add(_) => (8, Access::Write),
@@ -148,6 +159,42 @@ impl Reference {
             }
         }
         Ok(())
+    }
+
+    fn loop_of_stores(&self, pmap: PmapId, va: VirtAddr, storing: &Storing) -> Result<(), AccessFault> {
+        let (mut number, mut faults, mut last) = (1, 0, None);
+        while !storing.is_over() {
+            if self.store_one(pmap, va, number, &mut last) {
+                storing.tell(number);
+                (number, faults) = (number + 1, 0);
+            } else {
+                self.fault(pmap, va, Access::Write, &mut faults).map_err(|error| AccessFault { va, error })?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Stores to the aligned word at `va` if the MMU can translate that. A device whose kernels no fence stops goes on where it stored `last`.
+    fn store_one(&self, pmap: PmapId, va: VirtAddr, number: u64, last: &mut Option<(Arc<Pmap>, *mut u8)>) -> bool {
+        let found = self.pmaps().iter().find(|p| p.id == pmap).cloned();
+        let gone_on = last.clone().filter(|_| self.has(Defect::FenceLeavesKernels));
+        let Some(pmap) = found.or(gone_on.as_ref().map(|(pmap, _)| pmap.clone())) else { return false };
+        // Held for the length of the access, so that an invalidation waits for it.
+        let mut state = pmap.lock();
+        let word = match state.translate(va.get(), Access::Write) {
+            Some(entry) => {
+                let base = pmap.pointer(self, entry.frame, entry.page.len().get());
+                base.map(|base| base.wrapping_add((va.get() - entry.page.start().get()) as usize))
+            }
+            None => gone_on.filter(|_| state.dead).map(|(_, word)| word),
+        };
+        let Some(word) = word.filter(|word| word.cast::<u64>().is_aligned()) else { return false };
+        // SAFETY: the table maps the page, so its frame is this context's while the MMU is held; `pointer` saw that all of it is inside the memory, in which an
+        // aligned word does not leave its page. Where a broken device goes on is memory of the device, or of the window that `last` keeps.
+        unsafe { AtomicU64::from_ptr(word.cast()) }.store(number, Ordering::Release);
+        drop(state);
+        *last = Some((pmap, word));
+        true
     }
 
     /// As much of the instruction as lies in the page of `at`, if the MMU can translate that. Returns how many bytes.
@@ -190,6 +237,8 @@ impl Reference {
                 *n = word.fetch_add(*n, Ordering::AcqRel);
                 Some(8)
             }
+            // Carried out by `loop_of_stores`.
+            Op::StoreOn(_) => None,
         }
     }
 

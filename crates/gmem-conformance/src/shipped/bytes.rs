@@ -27,6 +27,18 @@ impl Bytes {
         object
     }
 
+    /// Changes one of its words.
+    pub(super) fn set_word(&self, number: u64, word: u64) {
+        self.0.write_all_at(&word.to_ne_bytes(), 8 * number).expect("a memory object can be written");
+    }
+
+    /// One of its words.
+    pub(super) fn word(&self, number: u64) -> u64 {
+        let mut word = [0; 8];
+        self.0.read_exact_at(&mut word, 8 * number).expect("a memory object can be read");
+        u64::from_ne_bytes(word)
+    }
+
     /// What it holds now.
     pub(super) fn read(&self, bytes: &mut [u8]) {
         self.0.read_exact_at(bytes, 0).expect("a memory object can be read");

@@ -47,6 +47,30 @@ gmem::kernel!(pub(super) ADD = "conformance-add", |grid, args| {
     }
 });
 
+// args: address, process, descriptor. In the object: how far it is, and whether it is over.
+gmem::kernel!(pub(super) STORE_ON = "conformance-store-on", |grid, args| {
+    if grid.worker == 0 {
+        let word = AtomicU64::from_ptr(args[0] as *mut u64);
+        for number in 1u64.. {
+            word.store(number, Ordering::Release);
+            if number % TELL == 0 {
+                let fd = open(args[1], args[2]);
+                let told = libc::pwrite(fd, number.to_ne_bytes().as_ptr().cast(), 8, 0);
+                let mut over = [0u8; 8];
+                let asked = libc::pread(fd, over.as_mut_ptr().cast(), 8, 8);
+                libc::close(fd);
+                assert!(told == 8 && asked == 8, "the object has two words");
+                if over != [0; 8] {
+                    break;
+                }
+            }
+        }
+    }
+});
+
+/// After how many stores a kernel says how far it is.
+const TELL: u64 = 64;
+
 /// Opens another process's memory object.
 fn open(process: u64, descriptor: u64) -> i32 {
     let mut path = [0u8; 64];

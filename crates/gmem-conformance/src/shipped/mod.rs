@@ -3,12 +3,14 @@
 mod bytes;
 mod kernels;
 
-use crate::subject::{Cannot, Shape, Subject, fault_of};
+use crate::subject::{Cannot, Shape, Storing, Subject, fault_of};
 use crate::target::Target;
 use bytes::Bytes;
 use gmem::hal::FaultError;
 use gmem::{Access, Args, ByteLen, Context, Kernel, PageSize, VirtAddr, accel};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 /// The software accelerator in a process of its own, in every shape.
 #[derive(Clone, Copy, Debug, Default)]
@@ -62,6 +64,10 @@ impl Subject for Discrete {
     fn add(&self, _: &accel::Discrete, context: &Context, va: VirtAddr, n: u64) -> Result<(), FaultError> {
         launch(context, &kernels::ADD, va, 8, Access::Write, [n, 0, 0])
     }
+
+    fn store_on(&self, _: &accel::Discrete, context: &Context, va: VirtAddr, storing: &Arc<Storing>) -> Result<(), FaultError> {
+        store_on(context, va, storing)
+    }
 }
 
 impl Subject for Integrated {
@@ -89,6 +95,10 @@ impl Subject for Integrated {
     fn add(&self, _: &accel::Integrated, context: &Context, va: VirtAddr, n: u64) -> Result<(), FaultError> {
         launch(context, &kernels::ADD, va, 8, Access::Write, [n, 0, 0])
     }
+
+    fn store_on(&self, _: &accel::Integrated, context: &Context, va: VirtAddr, storing: &Arc<Storing>) -> Result<(), FaultError> {
+        store_on(context, va, storing)
+    }
 }
 
 /// The kernel has no memory but unified memory, which must stay as it is: the bytes travel by an object that both processes open.
@@ -102,6 +112,23 @@ fn read(context: &Context, va: VirtAddr, bytes: &mut [u8]) -> Result<(), FaultEr
 fn write(context: &Context, va: VirtAddr, bytes: &[u8]) -> Result<(), FaultError> {
     let object = Bytes::holding(bytes);
     launch(context, &kernels::WRITE, va, bytes.len(), Access::Write, object.words(bytes.len()))
+}
+
+/// One kernel, beside which a thread carries word between its object and `storing`.
+fn store_on(context: &Context, va: VirtAddr, storing: &Storing) -> Result<(), FaultError> {
+    let (object, ended) = (Bytes::of_len(16), AtomicBool::new(false));
+    std::thread::scope(|threads| {
+        threads.spawn(|| {
+            while !ended.load(Ordering::Acquire) {
+                storing.tell(object.word(0));
+                object.set_word(1, u64::from(storing.is_over()));
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        });
+        let stored = launch(context, &kernels::STORE_ON, va, 8, Access::Write, object.words(0));
+        ended.store(true, Ordering::Release);
+        stored
+    })
 }
 
 fn launch(context: &Context, kernel: &Kernel, va: VirtAddr, len: usize, access: Access, words: [u64; 3]) -> Result<(), FaultError> {
