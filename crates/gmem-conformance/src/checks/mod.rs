@@ -8,6 +8,7 @@ mod files;
 mod fork;
 mod limits;
 mod manners;
+mod meet;
 mod moves;
 mod page_calls;
 mod peers;

@@ -1,12 +1,14 @@
 //! What the original got wrong with several threads.
 
+use super::meet::{Meetings, until_met};
 use super::translation::{evict, page};
 use crate::check::{Applies, Check, Outcome, Stop};
 use crate::world::{World, at, get, part, set};
 use crate::{Case, ensure, ensure_eq};
 use gmem::hal::{Capabilities, FaultError};
 use gmem::{Access, Error, RangeError};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::Barrier;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{Scope, ScopedJoinHandle};
 use std::time::Duration;
 
@@ -41,6 +43,9 @@ pub(super) const CHECKS: &[Check] = &[
     },
 ];
 
+/// How often what races has to meet.
+const MEETINGS: u64 = 5;
+
 /// Between two attempts to be in the way.
 const PAUSE: Duration = Duration::from_micros(300);
 
@@ -65,22 +70,27 @@ fn joined<E: Into<Stop>>(thread: ScopedJoinHandle<'_, Result<(), E>>) -> Outcome
 }
 
 fn attach_and_map_at_once(case: &Case<'_>) -> Outcome {
-    const ROUNDS: u64 = 12;
     let world = case.world(4)?;
     // Memory for every round, since a peer may deal it out in blocks.
     let other = world.gmem.add_device(case.observe(case.make((8 << 20) / case.size().bytes())?))?;
-    let done = AtomicBool::new(false);
+    let (done, meetings) = (AtomicBool::new(false), Meetings::new());
     std::thread::scope(|threads| {
-        let (space, mode) = (&world.space, case.mode());
-        let comes_and_goes = repeat(threads, &done, move || space.attach(&other, mode)?.detach());
-        let mapped = (0..ROUNDS).try_for_each(|round| {
-            let region = world.region(2)?;
-            set(at(&region, 0), round);
-            world.unit.add(at(&region, 0), 1)?;
-            ensure_eq!("the word", get(at(&region, 0)), round + 1);
-            ensure_eq!("the page behind", world.unit.load(page(&world, &region, 1))?, 0);
-            Ok(())
-        });
+        let (space, mode, flying) = (&world.space, case.mode(), meetings.clone());
+        let comes_and_goes = repeat(threads, &done, move || flying.fly(|| space.attach(&other, mode)?.detach()));
+        let mapped = until_met(
+            case,
+            MEETINGS,
+            || meetings.met(),
+            |round| {
+                ensure!(!comes_and_goes.is_finished(), "the device that comes and goes stays away");
+                let region = meetings.meet(|| world.region(2))?;
+                set(at(&region, 0), round);
+                world.unit.add(at(&region, 0), 1)?;
+                ensure_eq!("the word", get(at(&region, 0)), round + 1);
+                ensure_eq!("the page behind", world.unit.load(page(&world, &region, 1))?, 0);
+                Ok(())
+            },
+        );
         done.store(true, Ordering::Release);
         joined(comes_and_goes).and(mapped)
     })?;
@@ -96,51 +106,66 @@ fn tolerate(result: Result<usize, Error>) -> Result<(), Error> {
 }
 
 fn evict_and_prefetch_at_once(case: &Case<'_>) -> Outcome {
-    const ROUNDS: u64 = 30;
     let world = case.world(6)?;
     let region = world.region(4)?;
-    let done = AtomicBool::new(false);
-    std::thread::scope(|threads| {
+    let (done, meetings) = (AtomicBool::new(false), Meetings::new());
+    meetings.watch(&world.unit.observed, copy_home(case), std::thread::current().id());
+    let rounds = std::thread::scope(|threads| {
         let device = &world.unit.device;
         let evicting = repeat(threads, &done, || {
             device.evict(2);
             world.space.prefetch(part(&region, 0, world.page()), None, Access::Write).map(drop)
         });
-        let moved = (1..=ROUNDS).try_for_each(|round| {
-            tolerate(world.space.prefetch(region.range(), Some(device), Access::Write))?;
-            for n in 0..4 {
-                world.unit.add(page(&world, &region, n), 1)?;
-            }
-            ensure_eq!("the last page", get(page(&world, &region, 3)), round);
-            Ok(())
-        });
+        let moved = until_met(
+            case,
+            MEETINGS,
+            || meetings.met(),
+            |round| {
+                meetings.fly(|| tolerate(world.space.prefetch(region.range(), Some(device), Access::Write)))?;
+                for n in 0..4 {
+                    world.unit.add(page(&world, &region, n), 1)?;
+                }
+                ensure_eq!("the last page", get(page(&world, &region, 3)), round + 1);
+                Ok(())
+            },
+        );
         done.store(true, Ordering::Release);
         joined(evicting).and(moved)
     })?;
     for n in 0..4 {
-        ensure_eq!(format!("page {n}"), get(page(&world, &region, n)), ROUNDS);
+        ensure_eq!(format!("page {n}"), get(page(&world, &region, n)), rounds);
     }
     world.verify()
 }
 
+/// The callback that takes a page home.
+fn copy_home(case: &Case<'_>) -> &'static str {
+    if case.target().info().capabilities.contains(Capabilities::PEER) { "unmap" } else { "copy" }
+}
+
 fn evict_and_unmap_at_once(case: &Case<'_>) -> Outcome {
-    const ROUNDS: u64 = 25;
     let world: World = case.world(6)?;
-    let done = AtomicBool::new(false);
+    let (done, meetings) = (AtomicBool::new(false), Meetings::new());
+    meetings.watch(&world.unit.observed, copy_home(case), std::thread::current().id());
     std::thread::scope(|threads| {
         let evicting = repeat(threads, &done, || {
             evict(&world, 4);
             Ok::<(), Error>(())
         });
-        let mapped = (0..ROUNDS).try_for_each(|round| {
-            let region = world.region(4)?;
-            for n in 0..4 {
-                ensure_eq!("a new page", world.unit.load(page(&world, &region, n))?, 0);
-                world.unit.store(page(&world, &region, n), round)?;
-            }
-            region.unmap(region.range())?;
-            Ok(())
-        });
+        let mapped = until_met(
+            case,
+            MEETINGS,
+            || meetings.met(),
+            |round| {
+                let region = world.region(4)?;
+                for n in 0..4 {
+                    ensure_eq!("a new page", world.unit.load(page(&world, &region, n))?, 0);
+                    world.unit.store(page(&world, &region, n), round)?;
+                }
+                meetings.fly(|| region.unmap(region.range()))?;
+                Ok(())
+            },
+        );
         done.store(true, Ordering::Release);
         joined(evicting).and(mapped)
     })?;
@@ -150,16 +175,32 @@ fn evict_and_unmap_at_once(case: &Case<'_>) -> Outcome {
 }
 
 fn small_prefetches_of_many_threads_end(case: &Case<'_>) -> Outcome {
+    let met = AtomicU64::new(0);
+    until_met(case, MEETINGS, || met.load(Ordering::SeqCst), |_| small_prefetches(case, &met))?;
+    Ok(())
+}
+
+/// Sixteen prefetches of single bytes of four pages. Counts itself as met if two were under way at a time.
+fn small_prefetches(case: &Case<'_>, met: &AtomicU64) -> Outcome {
+    const THREADS: u64 = 16;
     let world = case.world(8)?;
     let region = world.region(4)?;
     (0..4).for_each(|n| set(page(&world, &region, n), n + 1));
+    let (start, under_way, most) = (Barrier::new(THREADS as usize), AtomicU64::new(0), AtomicU64::new(0));
     let moved: Vec<_> = std::thread::scope(|threads| {
         let prefetch = |n: u64| {
             let byte = part(&region, (n % 4) * world.page() + n, 1);
             let (space, device) = (&world.space, &world.unit.device);
-            threads.spawn(move || space.prefetch(byte, Some(device), Access::Write))
+            let (start, under_way, most) = (&start, &under_way, &most);
+            threads.spawn(move || {
+                start.wait();
+                most.fetch_max(under_way.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+                let moved = space.prefetch(byte, Some(device), Access::Write);
+                under_way.fetch_sub(1, Ordering::SeqCst);
+                moved
+            })
         };
-        let all: Vec<_> = (0..16).map(prefetch).collect();
+        let all: Vec<_> = (0..THREADS).map(prefetch).collect();
         all.into_iter().map(|thread| thread.join()).collect()
     });
     let mut sum = 0;
@@ -170,5 +211,6 @@ fn small_prefetches_of_many_threads_end(case: &Case<'_>) -> Outcome {
     let again = world.gmem.stats().evictions as usize;
     ensure!((4..=4 + again).contains(&sum), "{sum} pages moved, expected 4 and at the most {again} that were evicted meanwhile");
     ensure!((0..4).all(|n| get(page(&world, &region, n)) == n + 1), "a page has other bytes than before");
+    met.fetch_add(u64::from(most.into_inner() > 1), Ordering::SeqCst);
     world.verify()
 }

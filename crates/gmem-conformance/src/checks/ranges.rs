@@ -1,11 +1,12 @@
 //! Parts of regions that go away or are looked at, while a device has them.
 
+use super::meet::{Meetings, until_met};
 use super::steps::{both_read, refused, settle, written_by_device};
 use crate::check::{Applies, Check, Outcome, Stop};
-use crate::world::{at, get, part, pattern, set, set_bytes};
+use crate::world::{World, at, get, part, pattern, set, set_bytes};
 use crate::{Case, ensure, ensure_eq};
-use gmem::hal::FaultError;
-use gmem::{Mode, Prot, State};
+use gmem::hal::{Capabilities, FaultError};
+use gmem::{Mode, Prot, Region, State};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 pub(super) const CHECKS: &[Check] = &[
@@ -53,41 +54,52 @@ pub(super) const CHECKS: &[Check] = &[
     },
 ];
 
+/// How often what races has to meet.
+const MEETINGS: u64 = 5;
+
 fn unmap_while_the_device_reads(case: &Case<'_>) -> Outcome {
     if case.mode() == Mode::Share {
         return unmap_while_the_shared_table_is_read(case);
     }
     let world = case.world(5)?;
-    for round in 0..5 {
-        let region = world.region(4)?;
-        let expected = pattern(round, region.range().len().get() as usize);
-        set_bytes(at(&region, 0), &expected);
-        let word = |offset: u64| u64::from_ne_bytes(expected[offset as usize..][..8].try_into().expect("eight bytes"));
-        let (first, second) = (world.page() - 8, 3 * world.page() - 8);
-        let gone = AtomicBool::new(false);
-        std::thread::scope(|threads| -> Outcome {
-            let reader = threads.spawn(|| -> Outcome {
-                for read in 0.. {
-                    let last = gone.load(Ordering::SeqCst);
-                    ensure_eq!("the half that stays", world.unit.load(at(&region, first)), Ok(word(first)));
-                    let seen = world.unit.load(at(&region, second));
-                    let clean = seen == Ok(word(second)) && !last || seen == Err(FaultError::NotMapped);
-                    ensure!(clean, "read {read} of the half that goes: {seen:?}, unmapped: {last}");
-                    if last {
-                        break;
-                    }
-                }
-                Ok(())
-            });
-            let unmapped = region.unmap(part(&region, 2 * world.page(), 2 * world.page()));
-            gone.store(true, Ordering::SeqCst);
-            let read = reader.join().unwrap_or_else(|_| Err(Stop::Failed("the reader panicked".to_owned())));
-            unmapped?;
-            read
-        })?;
-        both_read(&world, &region, 0, &expected[..2 * world.page() as usize])?;
-    }
+    let meetings = Meetings::new();
+    until_met(case, MEETINGS, || meetings.met(), |round| unmap_once_while_it_reads(&world, round, &meetings))?;
     world.verify()
+}
+
+fn unmap_once_while_it_reads(world: &World, round: u64, meetings: &Meetings) -> Outcome {
+    let region = world.region(4)?;
+    let expected = pattern(round, region.range().len().get() as usize);
+    set_bytes(at(&region, 0), &expected);
+    let word = |offset: u64| u64::from_ne_bytes(expected[offset as usize..][..8].try_into().expect("eight bytes"));
+    let (first, second) = (world.page() - 8, 3 * world.page() - 8);
+    let (reads, gone) = (AtomicU64::new(0), AtomicBool::new(false));
+    std::thread::scope(|threads| -> Outcome {
+        let reader = threads.spawn(|| -> Outcome {
+            for read in 0.. {
+                let last = gone.load(Ordering::SeqCst);
+                ensure_eq!("the half that stays", world.unit.load(at(&region, first)), Ok(word(first)));
+                let seen = meetings.fly(|| world.unit.load(at(&region, second)));
+                let clean = seen == Ok(word(second)) && !last || seen == Err(FaultError::NotMapped);
+                ensure!(clean, "read {read} of the half that goes: {seen:?}, unmapped: {last}");
+                reads.fetch_add(1, Ordering::SeqCst);
+                if last {
+                    break;
+                }
+            }
+            Ok(())
+        });
+        // It has the pages, and is reading on.
+        while reads.load(Ordering::SeqCst) <= round % 3 && !reader.is_finished() {
+            std::thread::yield_now();
+        }
+        let unmapped = meetings.meet(|| region.unmap(part(&region, 2 * world.page(), 2 * world.page())));
+        gone.store(true, Ordering::SeqCst);
+        let read = reader.join().unwrap_or_else(|_| Err(Stop::Failed("the reader panicked".to_owned())));
+        unmapped?;
+        read
+    })?;
+    both_read(world, &region, 0, &expected[..2 * world.page() as usize])
 }
 
 /// The device's read is the CPU's, which nothing but a signal can refuse.
@@ -97,9 +109,18 @@ fn unmap_while_the_shared_table_is_read(case: &Case<'_>) -> Outcome {
     let expected = pattern(1, region.range().len().get() as usize);
     set_bytes(at(&region, 0), &expected);
     let ending = case.doomed("reading on", |brink| {
-        brink.reached();
+        let reads = AtomicU64::new(0);
         std::thread::scope(|threads| {
-            threads.spawn(|| while world.unit.load(at(&region, 2 * world.page())).is_ok() {});
+            let reads = &reads;
+            let reader = threads.spawn(|| {
+                while world.unit.load(at(&region, 2 * world.page())).is_ok() {
+                    reads.fetch_add(1, Ordering::SeqCst);
+                }
+            });
+            while reads.load(Ordering::SeqCst) < 3 && !reader.is_finished() {
+                std::thread::yield_now();
+            }
+            brink.reached();
             let _ = region.unmap(part(&region, 2 * world.page(), 2 * world.page()));
         });
     })?;
@@ -195,27 +216,44 @@ fn residency_of_a_byte_is_its_page(case: &Case<'_>) -> Outcome {
 }
 
 fn atomics_of_both_sides_add_up(case: &Case<'_>) -> Outcome {
-    const ROUNDS: u64 = 60;
     let world = case.world(3)?;
     let region = world.region(2)?;
     // Two words of one page and one of another.
     let words = [8, 64, world.page()].map(|offset| at(&region, offset));
-    std::thread::scope(|threads| -> Outcome {
+    let (meetings, done, added) = (Meetings::new(), AtomicBool::new(false), AtomicU64::new(0));
+    let rounds = std::thread::scope(|threads| {
         let device = threads.spawn(|| -> Outcome {
-            for round in 0..ROUNDS {
-                world.unit.add(words[round as usize % 3], 1)?;
+            while !done.load(Ordering::SeqCst) {
+                let n = added.fetch_add(1, Ordering::SeqCst);
+                meetings.fly(|| world.unit.add(words[n as usize % 3], 1))?;
             }
             Ok(())
         });
-        for round in 0..ROUNDS {
-            // SAFETY: an aligned word of a region that lives, touched only by atomics meanwhile.
-            let word = unsafe { AtomicU64::from_ptr(std::ptr::with_exposed_provenance_mut(words[round as usize % 3] as usize)) };
-            word.fetch_add(1000, Ordering::SeqCst);
-            std::thread::yield_now();
-        }
-        device.join().unwrap_or_else(|_| Err(Stop::Failed("the device's thread panicked".to_owned())))
+        let adding = until_met(
+            case,
+            10 * MEETINGS,
+            || meetings.met(),
+            |round| {
+                // SAFETY: an aligned word of a region that lives, touched only by atomics meanwhile.
+                let word = unsafe { AtomicU64::from_ptr(std::ptr::with_exposed_provenance_mut(words[round as usize % 3] as usize)) };
+                meetings.meet(|| word.fetch_add(1 << 32, Ordering::SeqCst));
+                // The device comes to have the page in between, every time.
+                let before = added.load(Ordering::SeqCst);
+                while added.load(Ordering::SeqCst) < before + 2 && !device.is_finished() {
+                    std::thread::yield_now();
+                }
+                ensure!(!device.is_finished(), "the device's thread ended");
+                Ok(())
+            },
+        );
+        done.store(true, Ordering::SeqCst);
+        let device = device.join().unwrap_or_else(|_| Err(Stop::Failed("the device's thread panicked".to_owned())));
+        device.and(adding)
     })?;
-    ensure_eq!("the sums", words.map(get), [1001 * ROUNDS / 3; 3]);
+    let added = added.into_inner();
+    let share = |all: u64, n: u64| all / 3 + u64::from(n < all % 3);
+    let expected = [0, 1, 2].map(|n| share(rounds, n) << 32 | share(added, n));
+    ensure_eq!("the sums", words.map(get), expected);
     world.verify()
 }
 
@@ -230,7 +268,48 @@ fn lowered_protection_takes_the_mapping_back(case: &Case<'_>) -> Outcome {
     world.unit.add(at(&region, world.page()), 0)?;
     both_read(&world, &region, 0, &expected)?;
     region.protect(region.range(), Prot::RW)?;
-    world.unit.store(at(&region, 8), 9)?;
-    ensure_eq!("what the device writes when it may again", get(at(&region, 8)), 9);
+    world.unit.store(at(&region, 8), 0)?;
+    ensure_eq!("what the device writes when it may again", get(at(&region, 8)), 0);
+    // A device that uses the CPU's table is refused by a signal, which was tried.
+    if case.mode() != Mode::Share {
+        let (meetings, mut sum) = (Meetings::new(), 0);
+        until_met(case, MEETINGS, || meetings.met(), |_| lower_under_a_writer(&world, &region, &meetings, &mut sum))?;
+    }
     world.verify()
+}
+
+/// The device adds to a word, which holds `sum`, until it is refused because the protection is lowered meanwhile.
+fn lower_under_a_writer(world: &World, region: &Region, meetings: &Meetings, sum: &mut u64) -> Outcome {
+    let (word, first, added) = (at(region, 8), part(region, 0, world.page()), AtomicU64::new(*sum));
+    let replays = world.unit.device.info().capabilities.contains(Capabilities::REPLAYABLE);
+    let (begun, is_low) = (*sum + 2, AtomicBool::new(false));
+    let lowered = std::thread::scope(|threads| -> Result<u64, Stop> {
+        let writer = threads.spawn(|| -> Outcome {
+            loop {
+                let late = is_low.load(Ordering::SeqCst);
+                match meetings.fly(|| world.unit.add(word, 1)) {
+                    Ok(()) if late => return Err(Stop::Failed("the device added after the protection was lowered".to_owned())),
+                    Ok(()) => added.fetch_add(1, Ordering::SeqCst),
+                    Err(FaultError::Protection) => return Ok(()),
+                    // A device that reports no faults cannot be told why one is not resolved.
+                    Err(FaultError::NotMapped) if !replays => return Ok(()),
+                    Err(other) => return Err(other.into()),
+                };
+            }
+        });
+        while added.load(Ordering::SeqCst) < begun && !writer.is_finished() {
+            std::thread::yield_now();
+        }
+        let lowered = meetings.meet(|| region.protect(first, Prot::READ));
+        let after = get(word);
+        is_low.store(true, Ordering::SeqCst);
+        let written = writer.join().unwrap_or_else(|_| Err(Stop::Failed("the writer panicked".to_owned())));
+        lowered?;
+        written?;
+        Ok(after)
+    })?;
+    let added = added.into_inner();
+    ensure_eq!("the word just after the protection was lowered, and once the writer was refused", (lowered, get(word)), (added, added));
+    *sum = added;
+    Ok(region.protect(first, Prot::RW)?)
 }
