@@ -5,7 +5,6 @@ use crate::check::Stop;
 use crate::observe::Observed;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::thread::ThreadId;
 use std::time::{Duration, Instant};
 
 /// How often two parts were under way at the same time.
@@ -52,13 +51,13 @@ impl Meetings {
         self.met.load(Ordering::SeqCst)
     }
 
-    /// The second part is a callback of this name that another thread than `first` causes: it is kept from being made for a moment, so that the first can come upon it.
-    pub(super) fn watch(self: &Arc<Self>, observed: &Observed, name: &'static str, first: ThreadId) {
+    /// The second part is a callback of this name, which the first does not cause: it is kept from being made for a moment, so that the first can come upon it.
+    pub(super) fn watch(self: &Arc<Self>, observed: &Observed, name: &'static str) {
         /// Longer than it takes to come, shorter than anybody minds.
         const MOMENT: Duration = Duration::from_millis(3);
         let meetings = self.clone();
         observed.on_call(move |event| {
-            if event.name != name || std::thread::current().id() == first {
+            if event.name != name {
                 return;
             }
             let until = Instant::now() + MOMENT;

@@ -343,7 +343,7 @@ fn wanted_page_is_not_evicted(case: &Case<'_>) -> Outcome {
         let faults = Arc::new(Mutex::new(Vec::new()));
         let begun = faults.clone();
         world.unit.observed.on_call(move |event| {
-            if event.name == "copy" {
+            if event.name == "copy home" {
                 let wanting = wanting.clone();
                 let fault = std::thread::spawn(move || wanting.fault(va, Access::Write, None));
                 begun.lock().expect("no hook panics").push(fault);

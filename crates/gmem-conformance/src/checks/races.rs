@@ -109,7 +109,7 @@ fn evict_and_prefetch_at_once(case: &Case<'_>) -> Outcome {
     let world = case.world(6)?;
     let region = world.region(4)?;
     let (done, meetings) = (AtomicBool::new(false), Meetings::new());
-    meetings.watch(&world.unit.observed, copy_home(case), std::thread::current().id());
+    meetings.watch(&world.unit.observed, copy_home(case));
     let rounds = std::thread::scope(|threads| {
         let device = &world.unit.device;
         let evicting = repeat(threads, &done, || {
@@ -140,13 +140,13 @@ fn evict_and_prefetch_at_once(case: &Case<'_>) -> Outcome {
 
 /// The callback that takes a page home.
 fn copy_home(case: &Case<'_>) -> &'static str {
-    if case.target().info().capabilities.contains(Capabilities::PEER) { "unmap" } else { "copy" }
+    if case.target().info().capabilities.contains(Capabilities::PEER) { "unmap" } else { "copy home" }
 }
 
 fn evict_and_unmap_at_once(case: &Case<'_>) -> Outcome {
     let world: World = case.world(6)?;
     let (done, meetings) = (AtomicBool::new(false), Meetings::new());
-    meetings.watch(&world.unit.observed, copy_home(case), std::thread::current().id());
+    meetings.watch(&world.unit.observed, copy_home(case));
     std::thread::scope(|threads| {
         let evicting = repeat(threads, &done, || {
             evict(&world, 4);

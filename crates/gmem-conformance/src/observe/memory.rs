@@ -31,7 +31,8 @@ impl CopyEngine for Observed {
             };
             *copied += len.get();
         };
-        self.pass("copy", None, before, || self.refuse("copy").and_then(|()| self.inner.copy_engine().copy(dst, src, len)), after)
+        let name = if dst.hnode == HnodeId::HOST { "copy home" } else { "copy" };
+        self.pass(name, None, before, || self.refuse("copy").and_then(|()| self.inner.copy_engine().copy(dst, src, len)), after)
     }
 
     fn reaches(&self, hnode: HnodeId) -> bool {

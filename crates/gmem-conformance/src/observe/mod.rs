@@ -51,7 +51,8 @@ type Hook = Arc<dyn Fn(&Event) + Send + Sync>;
 /// A callback that begins, for [`Observed::on_call`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Event {
-    /// The callback's name, such as `"pmap_enter"`. A peer's `map` that counts the page as used is `"map hot"`.
+    /// The callback's name, such as `"pmap_enter"`. A peer's `map` that counts the page as used is `"map hot"`, and a copy to the host is
+    /// `"copy home"`.
     pub name: &'static str,
     /// The page table and pages it is for, if it is for pages.
     pub page: Option<(PmapId, VirtRange)>,
