@@ -25,6 +25,8 @@ pub struct Case<'a> {
     pub(crate) limit: Duration,
     /// The observers of the devices it made.
     pub(crate) observers: RefCell<Vec<Arc<Observed>>>,
+    /// The drivers that it made.
+    pub(crate) specimens: RefCell<Vec<Arc<dyn Specimen>>>,
 }
 
 impl Case<'_> {
@@ -63,7 +65,9 @@ impl Case<'_> {
     }
 
     fn specimen(&self, pages: u64) -> Result<Arc<dyn Specimen>, Stop> {
-        self.target.make(pages * self.size.bytes()).map_err(|cannot| Stop::NotApplicable(cannot.0.to_owned()))
+        let specimen = self.target.make(pages * self.size.bytes()).map_err(|cannot| Stop::NotApplicable(cannot.0.to_owned()))?;
+        self.specimens.borrow_mut().push(specimen.clone());
+        Ok(specimen)
     }
 
     /// Another device, attached to `space`.
@@ -88,6 +92,11 @@ impl Case<'_> {
     /// What the observers saw.
     pub(crate) fn breaches(&self) -> Vec<Breach> {
         self.observers.borrow().iter().flat_map(|observed| observed.breaches()).collect()
+    }
+
+    /// What the drivers say that the core asked against the contracts.
+    pub(crate) fn complaints(&self) -> Vec<String> {
+        self.specimens.borrow().iter().flat_map(|specimen| specimen.complaints()).collect()
     }
 
     /// The same device, attached to another address space as well.

@@ -111,6 +111,8 @@ defects! {
     FenceIgnored = "fence-ignored", Plain, "fenced-context-touches-nothing";
     /// A fence is confirmed and lets nothing new begin, and what is under way goes on.
     FenceLeavesKernels = "fence-leaves-kernels", Plain, "fenced-context-touches-nothing";
+    /// The memory of a context is wiped when it is stopped, before the core has what is in it.
+    WipedWhenStopped = "wiped-when-stopped", Plain, "device-lost-while-it-holds-pages";
     /// An invalidation is answered, but much too late.
     AnswersLate = "answers-late", Plain, "callbacks-answer-in-time";
     /// An invalidation is never answered.

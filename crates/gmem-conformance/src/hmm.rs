@@ -59,7 +59,11 @@ pub const ALL: &[Hmm] = &[
     seen(12, "memory that went to a device is freed there", &["memory-freed-on-the-device-is-free"]),
     seen(13, "a file that is mapped privately goes to a device", &["private-file-is-never-written"]),
     seen(14, "a range goes to a device, half of it comes back, and the mix goes again", &["prefetch-moves-what-is-missing"]),
-    seen(15, "a device gives up all its memory, and the CPU reads the right bytes", &["detach-brings-everything-home"]),
+    seen(
+        15,
+        "a device gives up all its memory, and the CPU reads the right bytes",
+        &["detach-brings-everything-home", "device-lost-while-it-holds-pages"],
+    ),
     but(
         16,
         "shared anonymous memory is refused cleanly",

@@ -49,7 +49,16 @@ impl Job<'_> {
     /// Runs the check, which may take so long, in this process.
     pub(crate) fn run(&self, number: usize, doom: Option<String>, limit: Duration) -> Verdict {
         let observers = RefCell::default();
-        let case = Case { target: self.target, mode: self.mode, size: self.size, job: number, doom, limit, observers };
+        let case = Case {
+            target: self.target,
+            mode: self.mode,
+            size: self.size,
+            job: number,
+            doom,
+            limit,
+            observers,
+            specimens: RefCell::default(),
+        };
         // What a check made goes with it, and the next one makes its own.
         let verdict = match catch_unwind(AssertUnwindSafe(|| (self.check.run)(&case))) {
             Ok(Ok(())) => Verdict::Passed,
@@ -60,7 +69,7 @@ impl Job<'_> {
                 Verdict::Failed(format!("a panic: {}", said.unwrap_or("without a message")))
             }
         };
-        with_breaches(verdict, &case.breaches())
+        with_breaches(verdict, &case.breaches(), &case.complaints())
     }
 
     /// The row of the report.
@@ -83,11 +92,12 @@ impl Job<'_> {
 const NAMED: usize = 4;
 
 /// A check during which a promise of the contracts was broken has failed, whatever it looked at.
-fn with_breaches(verdict: Verdict, breaches: &[Breach]) -> Verdict {
-    if breaches.is_empty() {
+fn with_breaches(verdict: Verdict, breaches: &[Breach], complaints: &[String]) -> Verdict {
+    if breaches.is_empty() && complaints.is_empty() {
         return verdict;
     }
-    let mut lines: Vec<String> = breaches.iter().take(NAMED).map(ToString::to_string).collect();
+    let told = complaints.iter().map(|asked| format!("the core asked the driver for what the contracts exclude: {asked}"));
+    let mut lines: Vec<String> = breaches.iter().map(ToString::to_string).chain(told).take(NAMED).collect();
     if let Verdict::Failed(what) = verdict {
         lines.insert(0, what);
     }

@@ -2,6 +2,7 @@
 
 use gmem::hal::{Device, FaultError, LaunchError, PmapId};
 use gmem::{Context, Error, RangeError, VirtAddr};
+use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -102,6 +103,19 @@ pub trait Subject: Send + Sync + 'static {
         Ok(())
     }
 
+    /// Has the device die in this context, as hardware or a process does: the driver learns of it by itself, and tells the core by
+    /// [`gmem::hal::Upcalls::device_lost`]. `false`, as provided, if it cannot be made to; then the kit has the driver stop it by force, and says so in its place.
+    fn kill(&self, driver: &Self::Driver, context: &Context) -> bool {
+        let _ = (driver, context);
+        false
+    }
+
+    /// What the core asked of the driver that breaks the contracts, in words, if the driver keeps count: a check during which anything was has failed.
+    fn complaints(&self, driver: &Self::Driver) -> Vec<String> {
+        let _ = driver;
+        Vec::new()
+    }
+
     /// The device loads the bytes at `va` through the page table `pmap`, which may be destroyed, as a program that was not told so would. `None`, as provided, if
     /// the device cannot be made to.
     ///
@@ -132,7 +146,15 @@ pub(crate) trait Specimen: Send + Sync {
     fn write(&self, context: &Context, va: VirtAddr, bytes: &[u8]) -> Result<(), FaultError>;
     fn add(&self, context: &Context, va: VirtAddr, n: u64) -> Result<(), FaultError>;
     fn store_on(&self, context: &Context, va: VirtAddr, storing: &Arc<Storing>) -> Result<(), FaultError>;
+    fn kill(&self, context: &Context) -> bool;
+    fn complaints(&self) -> Vec<String>;
     fn read_by(&self, pmap: PmapId, va: VirtAddr, bytes: &mut [u8]) -> Option<Result<(), FaultError>>;
+}
+
+impl fmt::Debug for dyn Specimen {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Specimen").finish_non_exhaustive()
+    }
 }
 
 /// A subject whose driver's type is forgotten, so that checks are plain functions.
@@ -177,6 +199,14 @@ impl<S: Subject> Specimen for Made<S> {
 
     fn store_on(&self, context: &Context, va: VirtAddr, storing: &Arc<Storing>) -> Result<(), FaultError> {
         self.subject.store_on(&self.driver, context, va, storing)
+    }
+
+    fn complaints(&self) -> Vec<String> {
+        self.subject.complaints(&self.driver)
+    }
+
+    fn kill(&self, context: &Context) -> bool {
+        self.subject.kill(&self.driver, context)
     }
 
     fn read_by(&self, pmap: PmapId, va: VirtAddr, bytes: &mut [u8]) -> Option<Result<(), FaultError>> {

@@ -361,6 +361,14 @@ const BREAKS: &[Break] = &[
             s.observed.fence(s.pmap).unwrap();
         })
     }),
+    ("RESOLVED", || {
+        with(|s| {
+            // The core says that it is, and enters nothing.
+            let (id, core) = s.driver.core.get().expect("it was started");
+            let core = core.upgrade().expect("the core lives");
+            assert_eq!(core.device_fault(*id, s.pmap, range(0, 1).start(), Access::Read, None), Ok(()));
+        })
+    }),
     ("FREE_ONCE", || with(|s| s.observed.frames().unwrap().free_frame(frame(5), PageSize::Size4K))),
     ("RESERVED", || with(|s| s.observed.peer().unwrap().map(&s.peer_map(0)).unwrap())),
     ("FACTS", || {

@@ -3,6 +3,7 @@
 mod access;
 mod copying;
 mod device_calls;
+mod dying;
 mod failing;
 mod files;
 mod fork;
@@ -31,6 +32,6 @@ pub fn all() -> Vec<Check> {
         [access::CHECKS, moves::CHECKS, ranges::CHECKS, pressure::CHECKS, program::CHECKS, files::CHECKS, fork::CHECKS, limits::CHECKS];
     let calls = [device_calls::CHECKS, space_calls::CHECKS, page_calls::CHECKS];
     let history = [failing::CHECKS, regress::CHECKS, races::CHECKS];
-    let drivers = [translation::CHECKS, copying::CHECKS, stopping::CHECKS, manners::CHECKS, peers::CHECKS];
+    let drivers = [translation::CHECKS, copying::CHECKS, stopping::CHECKS, dying::CHECKS, manners::CHECKS, peers::CHECKS];
     gmem.into_iter().chain(calls).chain(history).chain(drivers).flatten().copied().collect()
 }

@@ -18,7 +18,7 @@ pub(super) const CHECKS: &[Check] = &[Check {
 }];
 
 /// Has a device that stores in a loop come to an end, whatever becomes of the check.
-struct Ending(Arc<Storing>);
+pub(super) struct Ending(pub(super) Arc<Storing>);
 
 impl Drop for Ending {
     fn drop(&mut self) {

@@ -6,6 +6,19 @@ use gmem::hal::{Compute, CopyEngine, Device, DeviceError, DeviceId, DeviceInfo, 
 use std::sync::mpsc::channel;
 use std::sync::{Arc, Weak};
 
+impl Observed {
+    /// Has the driver stop a context by force, of which the core does not know: what is then answered in its name, or said of it by
+    /// [`Upcalls::device_lost`], is the driver's to know.
+    ///
+    /// # Errors
+    /// The driver's, if it cannot.
+    pub fn stop_by_force(&self, pmap: PmapId) -> Result<(), DeviceError> {
+        self.inner.fence(pmap)?;
+        self.shadow().died(pmap);
+        Ok(())
+    }
+}
+
 impl Device for Observed {
     fn info(&self) -> &DeviceInfo {
         let info = self.inner.info();

@@ -60,7 +60,7 @@ impl Mmu for Observed {
         let after = |shadow: &mut super::Shadow, answer: &Result<(), DeviceError>| match answer {
             // From a failed one on the context is fenced; until then the pages are as good as released.
             Ok(()) => shadow.change(pmap, range, |page| page.queued = true),
-            Err(DeviceError::Dead) => shadow.died(pmap),
+            Err(DeviceError::Dead) => shadow.answered_dead(pmap),
             Err(DeviceError::NoAnswer) => {}
             Err(error) if absent => shadow.breach(rules::ABSENT, format_args!("pmap_release of {range}: {error}")),
             Err(_) => {}
@@ -83,7 +83,7 @@ impl Mmu for Observed {
                 page.queued |= prot.is_empty();
                 page.prot = prot;
             }),
-            Err(DeviceError::Dead) => shadow.died(pmap),
+            Err(DeviceError::Dead) => shadow.answered_dead(pmap),
             Err(DeviceError::NoAnswer) => {}
             Err(error) if absent => shadow.breach(rules::ABSENT, format_args!("pmap_protect of {range}: {error}")),
             Err(_) => {}
@@ -92,7 +92,7 @@ impl Mmu for Observed {
         self.pass(
             "pmap_protect",
             page,
-            |_| {},
+            |shadow| shadow.revoke_begins(pmap, range),
             || self.refuse("pmap_protect").and_then(|()| self.inner.mmu().pmap_protect(pmap, range, prot)),
             after,
         )
@@ -101,7 +101,7 @@ impl Mmu for Observed {
     fn tlb_invalidate(&self, pmap: PmapId, range: VirtRange) -> Result<(), DeviceError> {
         let after = |shadow: &mut super::Shadow, answer: &Result<(), DeviceError>| match answer {
             Ok(()) => shadow.invalidated(pmap, range),
-            Err(DeviceError::Dead) => shadow.died(pmap),
+            Err(DeviceError::Dead) => shadow.answered_dead(pmap),
             Err(_) => {}
         };
         let page = Some((pmap, range, Kind::Revoke));
@@ -119,6 +119,7 @@ impl Mmu for Observed {
             let mut sorted = ranges.to_vec();
             sorted.sort_by_key(|range| range.start());
             for range in &sorted {
+                shadow.revoke_begins(pmap, *range);
                 shadow.check_range("tlb_invalidate_coalesced", pmap, *range);
             }
             if let Some(pair) = sorted.windows(2).find(|pair| pair[0].overlaps(pair[1])) {
@@ -127,7 +128,7 @@ impl Mmu for Observed {
         };
         let after = |shadow: &mut super::Shadow, answer: &Result<(), DeviceError>| match answer {
             Ok(()) => ranges.iter().for_each(|range| shadow.invalidated(pmap, *range)),
-            Err(DeviceError::Dead) => shadow.died(pmap),
+            Err(DeviceError::Dead) => shadow.answered_dead(pmap),
             Err(_) => {}
         };
         self.pass(

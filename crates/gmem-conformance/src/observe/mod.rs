@@ -108,6 +108,11 @@ impl Observed {
         self.shadow().copied
     }
 
+    /// How many faults the device reported for pages that were entered with the access that it wanted, as after a translation that was cached as absent.
+    pub fn needless_faults(&self) -> u64 {
+        self.shadow().needless
+    }
+
     /// Whether the device was started, and whether it was stopped.
     pub fn life(&self) -> (bool, bool) {
         let shadow = self.shadow();
@@ -118,6 +123,11 @@ impl Observed {
     pub fn is_stopped(&self, pmap: Option<PmapId>) -> bool {
         let shadow = self.shadow();
         pmap.is_some_and(|pmap| shadow.tables.get(&pmap).is_none_or(|table| table.is_dead()))
+    }
+
+    /// Whether the driver answered a revoke of this context with [`DeviceError::Dead`].
+    pub fn answered_dead(&self, pmap: Option<PmapId>) -> bool {
+        pmap.is_some_and(|pmap| self.shadow().answered_dead.contains(&pmap))
     }
 
     /// Calls the core as the driver would, from a thread like the driver's own, and waits for the answer. `None` before the device is started, or after it was stopped.
@@ -134,9 +144,9 @@ impl Observed {
     /// The id of the device and the way to call the core, once it was started and while the core lives. As [`Upcalls`] says, only for threads started in a callback,
     /// and for callbacks; others use [`Observed::call`].
     pub fn upcalls(&self) -> Option<(DeviceId, Arc<dyn Upcalls>)> {
-        let shadow = self.shadow();
-        let (id, core) = shadow.core.as_ref()?;
-        Some((*id, core.upgrade()?))
+        let id = self.shadow().core.as_ref().filter(|(_, core)| core.strong_count() > 0)?.0;
+        let core: Arc<dyn Upcalls> = self.relay.get()?.clone();
+        Some((id, core))
     }
 
     /// Calls `hook` at the beginning of every callback, in its thread, with no lock held. One hook at a time: the last one given.
@@ -203,6 +213,9 @@ impl Observed {
             }
             if let Some(page) = page {
                 shadow.check_overlap(name, page);
+                if page.2 == Kind::Revoke {
+                    shadow.revoke_begins(page.0, page.1);
+                }
             }
             before(&mut shadow);
             shadow.tokens += 1;

@@ -76,9 +76,16 @@ impl Peer for Observed {
             page.into_iter().for_each(|page| shadow.check_reserved("map", pmap, page));
         };
         let after = |shadow: &mut Shadow, answer: &Result<(), PeerError>| {
+            if matches!(answer, Err(PeerError::Migrating)) {
+                // It is there still, with the access of the request.
+                page.into_iter().for_each(|page| shadow.change(pmap, page, |page| page.prot |= prot));
+            }
             if matches!(answer, Ok(()) | Err(PeerError::PageExists)) {
                 shadow.copied.down += copy.filter(|_| answer.is_ok()).map_or(0, |_| len.get());
-                shadow.insert(pmap, va.get(), Mapped { len: len.get(), frame: None, prot, queued: false, lowered: false });
+                // The core may remind of a page with less access than it was given.
+                let had = shadow.tables.get(&pmap).and_then(|table| table.pages.get(&va.get())).map_or(prot, |page| page.prot);
+                let page = Mapped { len: len.get(), frame: None, prot: prot | had, queued: false, lowered: false };
+                shadow.insert(pmap, va.get(), page);
             }
         };
         let call = || {

@@ -43,7 +43,12 @@ impl Upcalls for Relay {
             return Err(FaultError::Device(DeviceError::BadRequest));
         }
         let core = self.core.upgrade().ok_or(FaultError::NotAttached)?;
-        core.device_fault(device, pmap, va, access, hint)
+        let begun = self.observed().map(|observed| observed.shadow().fault_begins(pmap, va, access));
+        let answer = core.device_fault(device, pmap, va, access, hint);
+        if let (Some(token), Some(observed)) = (begun, self.observed()) {
+            observed.shadow().fault_ends(token, access, answer.is_ok());
+        }
+        answer
     }
 
     fn device_evict(&self, device: DeviceId, pmap: PmapId, range: VirtRange) -> EvictOutcome {

@@ -87,6 +87,8 @@ rules! {
     FENCE_ONCE: Core, "gmem-hal `Device::fence`", "a context is fenced at most once";
     /// Frames go back once, unmapped.
     FREE_ONCE: Core, "gmem-hal `Frames::free_frame`", "a frame is given back once, as it was taken, after the shootdown of every mapping of it";
+    /// A resolved fault can be replayed.
+    RESOLVED: Core, "gmem-hal `Upcalls::device_fault`", "after a fault was answered with Ok the page is entered with the access that was asked for, unless it was taken away meanwhile";
     /// A peer's pages lie in what it reserved.
     RESERVED: Core, "gmem-hal `Peer`", "pages are mapped and unmapped inside ranges that the peer reserved, and a range is given back when nothing in it is mapped";
     /// The facts do not change.

@@ -2,7 +2,8 @@
 
 use super::rules::{self, Breach, Rule};
 use gmem::hal::{
-    DeviceId, DeviceInfo, HnodeId, Mapping, Mode, PageSize, PhysAddr, PhysRange, PmapId, PmapRequest, Prot, Upcalls, VirtAddr, VirtRange,
+    Access, DeviceId, DeviceInfo, HnodeId, Mapping, Mode, PageSize, PhysAddr, PhysRange, PmapId, PmapRequest, Prot, Upcalls, VirtAddr,
+    VirtRange,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -47,6 +48,15 @@ pub(super) struct Call {
     pub(super) page: Option<(PmapId, VirtRange, Kind)>,
     /// Its lateness was reported.
     pub(super) late: bool,
+}
+
+/// A fault of the device that the core has not answered.
+pub(super) struct Fault {
+    token: u64,
+    pmap: PmapId,
+    va: VirtAddr,
+    /// The page, or what the device may do with it, was taken away meanwhile.
+    revoked: bool,
 }
 
 /// A page of a table.
@@ -94,6 +104,10 @@ pub(super) struct Shadow {
     pub(super) tokens: u64,
     pub(super) breaches: Vec<Breach>,
     pub(super) copied: Copied,
+    faults: Vec<Fault>,
+    /// Faults for pages that the table had with the access that was asked for.
+    pub(super) needless: u64,
+    pub(super) answered_dead: BTreeSet<PmapId>,
 }
 
 impl Table {
@@ -248,6 +262,49 @@ impl Shadow {
         (table.fenced, table.dead) = (true, true);
         let all = table.range;
         self.pages_in(pmap, all).into_iter().for_each(|va| self.remove(pmap, va));
+    }
+
+    /// Whether the device can touch `va` so by what was entered.
+    fn can_touch(&self, pmap: PmapId, va: VirtAddr, access: Access) -> bool {
+        let page = self.tables.get(&pmap).and_then(|table| {
+            let (start, page) = table.pages.range(..=va.get()).next_back()?;
+            (start + page.len > va.get()).then_some(page)
+        });
+        page.is_some_and(|page| !page.queued && page.prot.allows(access))
+    }
+
+    /// The device reports a fault.
+    pub(super) fn fault_begins(&mut self, pmap: PmapId, va: VirtAddr, access: Access) -> u64 {
+        self.needless += u64::from(self.can_touch(pmap, va, access));
+        self.tokens += 1;
+        self.faults.push(Fault { token: self.tokens, pmap, va, revoked: false });
+        self.tokens
+    }
+
+    /// The fault was answered, with Ok or not.
+    pub(super) fn fault_ends(&mut self, token: u64, access: Access, resolved: bool) {
+        let Some(at) = self.faults.iter().position(|fault| fault.token == token) else { return };
+        let Fault { pmap, va, revoked, .. } = self.faults.swap_remove(at);
+        // Of a context that was given up nothing is promised, and of a table that is gone or another device's nothing is known.
+        let known = self.tables.get(&pmap).is_some_and(|table| !table.fenced && !table.destroyed);
+        if resolved && known && !revoked && !self.can_touch(pmap, va, access) {
+            self.breach(
+                rules::RESOLVED,
+                format_args!("a fault for {access:?} of {va} in {pmap} was answered with Ok, and no page entered"),
+            );
+        }
+    }
+
+    /// What the device may do in `range` begins to be taken away.
+    pub(super) fn revoke_begins(&mut self, pmap: PmapId, range: VirtRange) {
+        let concerned = self.faults.iter_mut().filter(|fault| fault.pmap == pmap && range.contains(fault.va));
+        concerned.for_each(|fault| fault.revoked = true);
+    }
+
+    /// A revoke was answered with Dead.
+    pub(super) fn answered_dead(&mut self, pmap: PmapId) {
+        self.died(pmap);
+        self.answered_dead.insert(pmap);
     }
 
     /// Whether a callback of this thread that has not returned is for the page at `va`.

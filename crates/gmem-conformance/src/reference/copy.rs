@@ -1,5 +1,6 @@
 //! The copy engine.
 
+use super::pmap::Pmap;
 use super::{Reference, bus};
 use crate::Defect;
 use gmem::hal::{ByteLen, CopyEngine, DeviceError, HnodeId, PageSize, PhysAddr};
@@ -33,6 +34,17 @@ impl Reference {
             Some(beside) if self.has(Defect::DirectWrongFrame) => self.transfer(dst, beside, len),
             _ if self.has(Defect::DirectHalfCopied) => self.transfer(dst, src, len / 2),
             _ => self.transfer(dst, src, len),
+        }
+    }
+
+    /// A broken driver leaves nothing of what a context that it stops had.
+    pub(super) fn wipe(&self, context: &Pmap) {
+        for entry in context.lock().table.inside(context.range) {
+            let len = entry.page.len().get();
+            if let Some(frame) = self.pointer(entry.frame.addr, len).filter(|_| entry.frame.hnode != HnodeId::HOST) {
+                // SAFETY: `pointer` saw that the frame is inside our memory, and the table is held, through which alone it can be touched.
+                unsafe { frame.write_bytes(0, len as usize) };
+            }
         }
     }
 

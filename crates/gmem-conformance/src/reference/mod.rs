@@ -255,6 +255,9 @@ impl Device for Reference {
     fn fence(&self, pmap: PmapId) -> Result<(), DeviceError> {
         // Once the MMU is ours no access is under way, and none can begin.
         let context = self.pmap(pmap)?;
+        if self.has(Defect::WipedWhenStopped) {
+            self.wipe(&context);
+        }
         if !self.has(Defect::FenceIgnored) {
             context.lock().kill();
         }

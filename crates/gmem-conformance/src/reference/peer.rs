@@ -121,14 +121,13 @@ impl Reference {
 
     /// A page that is mapped already becomes recent, and gets more access if asked.
     fn map_again(&self, request: &PeerMap, page: Page) -> Result<(), PeerError> {
-        if page.evicting {
-            return Err(PeerError::Migrating);
-        }
         let used = self.peer_state().tick();
         if let Some(page) = self.peer_state().page(request.pmap, request.va) {
             page.used = used;
         }
-        self.enter_page(&page, request.prot)
+        self.enter_page(&page, request.prot)?;
+        // It has what was asked for, and its eviction is to be called off.
+        if page.evicting { Err(PeerError::Migrating) } else { Ok(()) }
     }
 
     fn enter_page(&self, page: &Page, prot: Prot) -> Result<(), PeerError> {

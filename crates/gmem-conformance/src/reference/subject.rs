@@ -47,6 +47,10 @@ impl Subject for ReferenceSubject {
         driver.store_on(table(context)?, va, storing).map_err(|fault| fault.error)
     }
 
+    fn complaints(&self, driver: &Reference) -> Vec<String> {
+        driver.protocol_errors()
+    }
+
     fn read_by(&self, driver: &Reference, pmap: PmapId, va: VirtAddr, bytes: &mut [u8]) -> Option<Result<(), FaultError>> {
         let read = driver.read(pmap, va, bytes.len()).map_err(|fault| fault.error);
         Some(read.map(|read| bytes.copy_from_slice(&read)))

@@ -68,6 +68,12 @@ impl Subject for Discrete {
     fn store_on(&self, _: &accel::Discrete, context: &Context, va: VirtAddr, storing: &Arc<Storing>) -> Result<(), FaultError> {
         store_on(context, va, storing)
     }
+
+    fn kill(&self, driver: &accel::Discrete, context: &Context) -> bool {
+        let process = context.pmap().and_then(|pmap| driver.process(pmap)).and_then(|pid| i32::try_from(pid).ok());
+        // SAFETY: sends a signal to a process of the device, which its driver reaps only once it has told of its end.
+        process.is_some_and(|pid| unsafe { libc::kill(pid, libc::SIGKILL) } == 0)
+    }
 }
 
 impl Subject for Integrated {
