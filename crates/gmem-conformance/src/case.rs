@@ -75,8 +75,20 @@ impl Case<'_> {
     /// # Errors
     /// [`Stop`] if it cannot be made or attached.
     pub fn unit(&self, gmem: &Gmem, space: &AddressSpace, pages: u64) -> Result<Unit, Stop> {
+        self.unit_watched(gmem, space, pages, |_| {})
+    }
+
+    /// The same, whose observer is prepared before gmem calls the driver for the first time.
+    pub(crate) fn unit_watched(
+        &self,
+        gmem: &Gmem,
+        space: &AddressSpace,
+        pages: u64,
+        prepare: impl FnOnce(&Arc<Observed>),
+    ) -> Result<Unit, Stop> {
         let specimen = self.specimen(pages)?;
         let observed = self.observe(specimen.device());
+        prepare(&observed);
         let device = gmem.add_device(observed.clone())?;
         let context = space.attach(&device, self.mode)?;
         Ok(Unit { context, device, observed, specimen })

@@ -114,8 +114,44 @@ fn failed_grant_loses_nothing(case: &Case<'_>) -> Outcome {
         set(at(&region, 0), 77);
         ensure_eq!("the word, as the device reads it when nothing fails", world.unit.load(at(&region, 0))?, 77);
     }
+    let enter = if is_peer(&world) { "map" } else { "pmap_enter" };
+    failed_upgrade(&world, enter)?;
+    failed_move(case, &world, enter)?;
     ensure!(!world.unit.context.is_fenced(), "a grant failed, and the context was fenced");
     world.verify()
+}
+
+/// A page that the device has for reading and cannot get for writing is there still, and is written when it can.
+fn failed_upgrade(world: &World, enter: &'static str) -> Outcome {
+    let region = world.region(1)?;
+    let word = at(&region, 0);
+    set(word, 30);
+    ensure_eq!("the word, as the device reads it", world.unit.load(word)?, 30);
+    world.unit.observed.fail(enter, 0, DeviceError::NoMemory);
+    let failed = world.unit.store(word, 31);
+    ensure_eq!(format!("a store to a page that was read, while {enter} fails"), failed, Err(FaultError::Device(DeviceError::NoMemory)));
+    ensure_eq!("failures of an upgrade that did not come to pass", world.unit.observed.cancel_failures(), 0);
+    ensure_eq!("the word after the failure, as either side reads it", (world.unit.load(word)?, get(word)), (30, 30));
+    world.unit.store(word, 32)?;
+    ensure_eq!("the word that was stored when nothing failed", get(word), 32);
+    Ok(())
+}
+
+/// A page that another device cannot have stays with the one that wrote it.
+fn failed_move(case: &Case<'_>, world: &World, enter: &'static str) -> Outcome {
+    let second = case.unit(&world.gmem, &world.space, 4)?;
+    let region = world.region(1)?;
+    let bytes = pattern(4, world.page() as usize);
+    world.unit.write(at(&region, 0), &bytes)?;
+    second.observed.fail(enter, 0, DeviceError::NoMemory);
+    let mut seen = vec![0; bytes.len()];
+    let failed = second.read(at(&region, 0), &mut seen);
+    ensure_eq!("a load by another device that cannot have the page", failed, Err(FaultError::Device(DeviceError::NoMemory)));
+    ensure_eq!("failures of a move that did not come to pass", second.observed.cancel_failures(), 0);
+    world.unit.read(at(&region, 0), &mut seen)?;
+    same_bytes("the page, as the device that wrote it reads it", &seen, &bytes)?;
+    second.read(at(&region, 0), &mut seen)?;
+    same_bytes("the page, as the other device reads it when nothing fails", &seen, &bytes)
 }
 
 fn failed_copy_home_loses_nothing(case: &Case<'_>) -> Outcome {

@@ -2,9 +2,11 @@
 
 use super::translation::page;
 use crate::check::{Applies, Check, Outcome, Stop};
-use crate::world::{at, get, set};
+use crate::observe::Event;
+use crate::world::{Unit, World, at, get, set};
 use crate::{Case, ensure, ensure_eq};
-use gmem::hal::{Access, Capabilities};
+use gmem::hal::{Access, Capabilities, FaultError};
+use gmem::{Mode, Prot};
 use std::cell::Cell;
 use std::sync::{Arc, Mutex};
 
@@ -46,35 +48,81 @@ thread_local! {
     static INSIDE: Cell<bool> = const { Cell::new(false) };
 }
 
+/// The callbacks during which the core was called, and what it said.
+type Answers = Arc<Mutex<Vec<(&'static str, Result<(), FaultError>)>>>;
+
 fn callbacks_may_call_the_core(case: &Case<'_>) -> Outcome {
     let world = case.world(8)?;
-    let (region, other) = (world.region(4)?, world.region(1)?);
+    let other = world.region(1)?;
     world.unit.store(at(&other, 0), 1)?;
     let (id, core) = world.unit.observed.upcalls().ok_or(Stop::Failed("the device was not started".into()))?;
     let pmap = world.unit.context.pmap().ok_or(Stop::Failed("a context with a table of its own has none".into()))?;
-    let answers = Arc::new(Mutex::new(Vec::new()));
+    let answers = Answers::default();
     let (seen, va) = (answers.clone(), other.range().start());
-    world.unit.observed.on_call(move |event| {
-        // What the fault itself causes is not asked again.
-        if !INSIDE.replace(true) {
+    let hook = move |event: &Event| {
+        // A callback for that very page would wait for itself, and what the fault itself causes is not asked again.
+        if !event.page.is_some_and(|(_, range)| range.contains(va)) && !INSIDE.replace(true) {
             let answer = core.device_fault(id, pmap, va, Access::Read, None);
             seen.lock().expect("no hook panics").push((event.name, answer));
             INSIDE.set(false);
         }
-    });
-    for n in 0..4 {
-        set(page(&world, &region, n), n);
-        world.unit.add(page(&world, &region, n), 1)?;
-        ensure_eq!("the word", get(page(&world, &region, n)), n + 1);
-    }
-    region.unmap(region.range())?;
+    };
+    // The whole life of another device; and then the same device's other pages.
+    let again = hook.clone();
+    let second = case.unit_watched(&world.gmem, &world.space, 8, |observed| observed.on_call(hook))?;
+    use_every_call(&world, &second)?;
+    let observed = second.observed.clone();
+    let crate::Unit { context, device, .. } = second;
+    context.detach()?;
+    drop(device);
+    observed.on_call(|_| {});
+    world.unit.observed.on_call(again);
+    use_every_call(&world, &world.unit)?;
     world.unit.observed.on_call(|_| {});
     let answers = answers.lock().expect("no hook panics");
-    ensure!(!answers.is_empty(), "no callback was made");
     if let Some((name, error)) = answers.iter().find_map(|(name, answer)| answer.err().map(|e| (name, e))) {
         return Err(Stop::Failed(format!("a fault for another page from inside {name}: {error}")));
     }
+    let expected = expected_calls(case, observed.has_frames());
+    let missing: Vec<_> = expected.iter().filter(|name| !answers.iter().any(|(seen, _)| seen == *name)).collect();
+    ensure!(missing.is_empty(), "the core was never called from inside {missing:?}, which were not made");
     world.verify()
+}
+
+/// What gmem calls in the life of a device that is used so.
+fn expected_calls(case: &Case<'_>, frames: bool) -> Vec<&'static str> {
+    let mut names = vec!["memory_registered", "pmap_create", "switch_context", "pmap_protect", "pmap_destroy"];
+    let peer = case.target().info().capabilities.contains(Capabilities::PEER);
+    names.extend_from_slice(match case.mode() {
+        Mode::CoherentExclusive if peer => &["va_alloc_fixed", "map", "unmap", "va_free"],
+        Mode::CoherentExclusive => {
+            &["zero", "copy", "copy home", "pmap_enter", "pmap_release", "tlb_invalidate", "tlb_invalidate_coalesced"]
+        }
+        _ => &["pmap_enter", "pmap_release"],
+    });
+    names.extend_from_slice(if frames && case.mode() == Mode::CoherentExclusive { &["alloc_frame", "free_frame"] } else { &[] });
+    names
+}
+
+fn use_every_call(world: &World, unit: &Unit) -> Outcome {
+    let region = world.region(4)?;
+    for n in 0..4 {
+        set(page(world, &region, n), n);
+        unit.add(page(world, &region, n), 1)?;
+        ensure_eq!("the word", get(page(world, &region, n)), n + 1);
+    }
+    region.discard(region.range())?;
+    for n in 0..4 {
+        unit.store(page(world, &region, n), n)?;
+    }
+    // Several at once are invalidated in one request.
+    unit.device.evict(3);
+    for n in 0..4 {
+        unit.store(page(world, &region, n), n)?;
+    }
+    region.protect(region.range(), Prot::READ)?;
+    region.unmap(region.range())?;
+    Ok(())
 }
 
 fn callbacks_wait_for_nothing_of_their_own(case: &Case<'_>) -> Outcome {
