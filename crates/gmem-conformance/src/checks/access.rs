@@ -5,7 +5,7 @@ use crate::check::{Applies, Check, Outcome};
 use crate::world::{at, get, get_bytes, part, pattern, same_bytes, set, set_bytes};
 use crate::{Case, ensure, ensure_eq};
 use gmem::hal::{Capabilities, FaultError};
-use gmem::{Backing, Mode, Prot, State, VirtAddr};
+use gmem::{Backing, Delivery, Mode, Prot, State, VirtAddr};
 
 pub(super) const CHECKS: &[Check] = &[
     Check {
@@ -56,6 +56,13 @@ pub(super) const CHECKS: &[Check] = &[
         place: "gmem-hal `Mapping::len`",
         applies: Applies::EVERYWHERE,
         run: write_stays_inside_its_bytes,
+    },
+    Check {
+        name: "faults-in-the-faulting-thread-bring-the-page",
+        rule: "In a region whose faults are resolved in the faulting thread either side sees what the other wrote, and what is discarded is zero.",
+        place: "gmem-hal `Delivery::InThread`",
+        applies: Applies::EVERYWHERE,
+        run: faults_in_the_faulting_thread,
     },
     Check {
         name: "contexts-of-one-device-are-apart",
@@ -198,6 +205,26 @@ fn write_stays_inside_its_bytes(case: &Case<'_>) -> Outcome {
     }
     both_read(&world, &region, 0, &expected)?;
     settle("where the pages are once the CPU read them", &world, &region, &[State::Host; 3])?;
+    world.verify()
+}
+
+fn faults_in_the_faulting_thread(case: &Case<'_>) -> Outcome {
+    let world = case.world(4)?;
+    let region = world.space.region().page_size(case.size()).delivery(Delivery::InThread).map(3 * world.page())?;
+    let len = region.range().len().get() as usize;
+    for round in 0..3 {
+        let (mine, theirs) = (pattern(20 + 2 * round, len), pattern(21 + 2 * round, len));
+        set_bytes(at(&region, 0), &mine);
+        both_read(&world, &region, 0, &mine)?;
+        world.unit.write(at(&region, 0), &theirs)?;
+        same_bytes("what the CPU reads", &get_bytes(at(&region, 0), len), &theirs)?;
+        world.unit.add(at(&region, world.page()), 1)?;
+        let word = u64::from_ne_bytes(theirs[world.page() as usize..][..8].try_into().expect("eight bytes"));
+        ensure_eq!("the word the device added to", get(at(&region, world.page())), word.wrapping_add(1));
+    }
+    world.unit.store(at(&region, 0), 1)?;
+    region.discard(part(&region, 0, 2 * world.page()))?;
+    ensure_eq!("what was discarded on the device, and at home", (get(at(&region, 0)), get(at(&region, world.page()))), (0, 0));
     world.verify()
 }
 

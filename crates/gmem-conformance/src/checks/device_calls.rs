@@ -208,12 +208,15 @@ fn one_context_is_current(case: &Case<'_>) -> Outcome {
     ensure_eq!("the current context after another one was attached inactive", device.current(), first);
     device.switch(Some(&other))?;
     ensure_eq!("the current context after a switch", device.current(), Some(second.id()));
+    let told = || world.unit.observed.current();
+    ensure_eq!("the page table that the driver was told to switch to", told(), other.pmap());
     world.unit.observed.fail("switch_context", 0, DeviceError::NoAnswer);
     let refusal = device.switch(Some(&world.unit.context));
     refused!("a switch that the driver refuses", refusal, Error::Device(DeviceCallError::Device(DeviceError::NoAnswer)));
     ensure_eq!("the current context after the refusal", device.current(), Some(second.id()));
     device.switch(None)?;
     ensure_eq!("the current context after a switch to none", device.current(), None);
+    ensure_eq!("the page table that the driver was told to switch to then", told(), None);
     device.switch(Some(&other))?;
     drop(other);
     ensure_eq!("the current context after it was detached", device.current(), None);

@@ -35,6 +35,13 @@ pub(super) const CHECKS: &[Check] = &[
         run: evict_and_unmap_at_once,
     },
     Check {
+        name: "two-devices-fault-on-one-page-at-once",
+        rule: "Two devices and the CPU that add to one word at the same time all come to have its page, and no addition is lost.",
+        place: "ARCHITECTURE.md \"What always holds\" 2",
+        applies: Applies::OWN_TABLE,
+        run: two_devices_fault_on_one_page_at_once,
+    },
+    Check {
         name: "small-prefetches-of-many-threads-end",
         rule: "Prefetches of single bytes by several threads all end, and move no page twice that was not evicted meanwhile.",
         place: "gmem-core `Core::prefetch`",
@@ -171,6 +178,42 @@ fn evict_and_unmap_at_once(case: &Case<'_>) -> Outcome {
     })?;
     let used: u64 = world.unit.device.memory().iter().map(|h| h.used.get()).sum();
     ensure_eq!("bytes used when everything is unmapped", used, 0);
+    world.verify()
+}
+
+fn two_devices_fault_on_one_page_at_once(case: &Case<'_>) -> Outcome {
+    let world = case.world(4)?;
+    let second = case.unit(&world.gmem, &world.space, 4)?;
+    let region = world.region(1)?;
+    let (word, done, meetings, added) = (at(&region, 64), AtomicBool::new(false), Meetings::new(), AtomicU64::new(0));
+    let rounds = std::thread::scope(|threads| {
+        let first = threads.spawn(|| -> Outcome {
+            while !done.load(Ordering::Acquire) {
+                meetings.fly(|| world.unit.add(word, 1))?;
+                added.fetch_add(1, Ordering::SeqCst);
+            }
+            Ok(())
+        });
+        let rounds = until_met(
+            case,
+            10 * MEETINGS,
+            || meetings.met(),
+            |round| {
+                ensure!(!first.is_finished(), "the first device stopped");
+                meetings.meet(|| second.add(word, 1 << 32))?;
+                if round % 4 == 0 {
+                    // SAFETY: an aligned word of a region that lives, touched only by atomics meanwhile.
+                    unsafe { AtomicU64::from_ptr(std::ptr::with_exposed_provenance_mut(word as usize)) }
+                        .fetch_add(1 << 48, Ordering::SeqCst);
+                }
+                Ok(())
+            },
+        );
+        done.store(true, Ordering::Release);
+        first.join().map_err(|_| Stop::Failed("a thread panicked".into()))?.and(rounds)
+    })?;
+    let expected = added.into_inner() + (rounds << 32) + (rounds.div_ceil(4) << 48);
+    ensure_eq!("the sum of what two devices and the CPU added", get(word), expected);
     world.verify()
 }
 

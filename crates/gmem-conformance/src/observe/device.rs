@@ -43,7 +43,7 @@ impl Device for Observed {
             shadow.started = true;
             shadow.core = Some((id, upcalls.clone()));
         }
-        let relay = self.relay.get_or_init(|| Arc::new(Relay::new(upcalls, self.me.clone())));
+        let relay = self.relay.get_or_init(|| Relay::of(&upcalls, id, self.me.clone()));
         let relay: Weak<Relay> = Arc::downgrade(relay);
         let me = self.me.clone();
         // Without a thread to watch, lateness is noticed when the callback returns.
@@ -113,13 +113,12 @@ impl Device for Observed {
                 shadow.breach(rules::KNOWN_PMAP, format_args!("switch_context to {pmap}"));
             }
         };
-        self.pass(
-            "switch_context",
-            None,
-            before,
-            || self.refuse("switch_context").and_then(|()| self.inner.switch_context(pmap)),
-            |_, _| {},
-        )
+        let after = |shadow: &mut super::Shadow, answer: &Result<(), DeviceError>| {
+            if answer.is_ok() {
+                shadow.current = pmap;
+            }
+        };
+        self.pass("switch_context", None, before, || self.refuse("switch_context").and_then(|()| self.inner.switch_context(pmap)), after)
     }
 
     fn fence(&self, pmap: PmapId) -> Result<(), DeviceError> {

@@ -16,7 +16,9 @@ impl CopyEngine for Observed {
 
     fn copy(&self, dst: PhysAddr, src: PhysAddr, len: ByteLen) -> Result<(), DeviceError> {
         let before = |shadow: &mut super::Shadow| {
-            if !shadow.owns(dst, len.get()) && !shadow.owns(src, len.get()) {
+            let within =
+                |at: PhysAddr| at.hnode == HnodeId::HOST || shadow.owns(at, len.get()) || self.inner.copy_engine().reaches(at.hnode);
+            if !shadow.owns(dst, len.get()) && !shadow.owns(src, len.get()) || !within(dst) || !within(src) {
                 shadow.breach(rules::COPY_SHAPE, format_args!("copy of {len} from {src:?} to {dst:?}"));
             }
             shadow.check_copy("copy to", dst, len.get(), true);

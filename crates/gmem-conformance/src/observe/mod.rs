@@ -113,6 +113,11 @@ impl Observed {
         self.shadow().needless
     }
 
+    /// The context that the driver was last told to make the current one, and did.
+    pub fn current(&self) -> Option<PmapId> {
+        self.shadow().current
+    }
+
     /// Whether the device was started, and whether it was stopped.
     pub fn life(&self) -> (bool, bool) {
         let shadow = self.shadow();

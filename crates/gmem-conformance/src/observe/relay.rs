@@ -2,26 +2,48 @@
 
 use super::{Observed, rules};
 use gmem::hal::{Access, DeviceError, DeviceId, EvictOutcome, FaultError, FaultHint, HostFault, PmapId, Upcalls, VirtAddr, VirtRange};
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
-/// Passes the driver's calls on to the core.
+/// Passes the calls of all observed drivers of a core on to it. One for each core, because drivers may tell by it that they have one core, and then reach each other's memory.
 pub(super) struct Relay {
     core: Weak<dyn Upcalls>,
-    observed: Weak<Observed>,
+    observed: Mutex<Vec<(DeviceId, Weak<Observed>)>>,
+}
+
+/// The relays of all cores of this process that have observed devices.
+static RELAYS: Mutex<Vec<Weak<Relay>>> = Mutex::new(Vec::new());
+
+/// Nothing panics under these locks.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Relay {
-    pub(super) fn new(core: Weak<dyn Upcalls>, observed: Weak<Observed>) -> Self {
-        Self { core, observed }
+    /// The relay of `core`, which from now on knows `observed` as `device`.
+    pub(super) fn of(core: &Weak<dyn Upcalls>, device: DeviceId, observed: Weak<Observed>) -> Arc<Self> {
+        let mut relays = lock(&RELAYS);
+        relays.retain(|relay| relay.strong_count() > 0);
+        // A relay keeps the address of its core from being another's.
+        let known = relays.iter().filter_map(Weak::upgrade).find(|relay| relay.core.as_ptr().addr() == core.as_ptr().addr());
+        let relay = known.unwrap_or_else(|| {
+            let relay = Arc::new(Self { core: core.clone(), observed: Mutex::default() });
+            relays.push(Arc::downgrade(&relay));
+            relay
+        });
+        let mut devices = lock(&relay.observed);
+        devices.retain(|(id, old)| *id != device && old.strong_count() > 0);
+        devices.push((device, observed));
+        drop(devices);
+        relay
     }
 
-    fn observed(&self) -> Option<Arc<Observed>> {
-        self.observed.upgrade()
+    fn observed(&self, device: DeviceId) -> Option<Arc<Observed>> {
+        lock(&self.observed).iter().find(|(id, _)| *id == device)?.1.upgrade()
     }
 
     /// Whether the driver calls from inside a callback for this page, where it would wait for itself.
-    fn waits_for_itself(&self, pmap: PmapId, va: VirtAddr, what: &str) -> bool {
-        let Some(observed) = self.observed() else { return false };
+    fn waits_for_itself(&self, device: DeviceId, pmap: PmapId, va: VirtAddr, what: &str) -> bool {
+        let Some(observed) = self.observed(device) else { return false };
         let mut shadow = observed.shadow();
         let Some(name) = shadow.is_inside(pmap, va) else { return false };
         shadow.breach(rules::SELF_WAIT, format_args!("{what} of {va} in {pmap} from inside {name} for it"));
@@ -38,14 +60,14 @@ impl Upcalls for Relay {
         access: Access,
         hint: Option<FaultHint>,
     ) -> Result<(), FaultError> {
-        if self.waits_for_itself(pmap, va, "a fault") {
+        if self.waits_for_itself(device, pmap, va, "a fault") {
             // It would never return.
             return Err(FaultError::Device(DeviceError::BadRequest));
         }
         let core = self.core.upgrade().ok_or(FaultError::NotAttached)?;
-        let begun = self.observed().map(|observed| observed.shadow().fault_begins(pmap, va, access));
+        let begun = self.observed(device).map(|observed| observed.shadow().fault_begins(pmap, va, access));
         let answer = core.device_fault(device, pmap, va, access, hint);
-        if let (Some(token), Some(observed)) = (begun, self.observed()) {
+        if let (Some(token), Some(observed)) = (begun, self.observed(device)) {
             observed.shadow().fault_ends(token, access, answer.is_ok());
         }
         answer
@@ -57,7 +79,7 @@ impl Upcalls for Relay {
     }
 
     fn device_lost(&self, device: DeviceId, pmap: PmapId) {
-        if let Some(observed) = self.observed() {
+        if let Some(observed) = self.observed(device) {
             observed.shadow().died(pmap);
         }
         if let Some(core) = self.core.upgrade() {

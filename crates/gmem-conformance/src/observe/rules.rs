@@ -76,7 +76,7 @@ rules! {
     /// A frame is used again only after its shootdown.
     SHOOTDOWN: Core, "gmem-hal `Mmu`", "a frame is free only after the release of its mappings was invalidated and the invalidation answered";
     /// Copies are of whole, aligned pages.
-    COPY_SHAPE: Core, "gmem-hal `CopyEngine`", "every length is a page size, the addresses are aligned to it, and one side at least is the device's own memory";
+    COPY_SHAPE: Core, "gmem-hal `CopyEngine`", "every length is a page size, the addresses are aligned to it, one side at least is the device's own memory, and the other is its own, the host's or one that it reaches";
     /// A range is named once in a batch.
     DISJOINT: Core, "gmem-hal `Mmu::tlb_invalidate_coalesced`", "the ranges of one request are disjoint";
     /// Tables are empty when they go.

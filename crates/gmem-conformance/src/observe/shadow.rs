@@ -105,6 +105,8 @@ pub(super) struct Shadow {
     pub(super) breaches: Vec<Breach>,
     pub(super) copied: Copied,
     faults: Vec<Fault>,
+    /// What the driver was last told to switch to.
+    pub(super) current: Option<PmapId>,
     /// Faults for pages that the table had with the access that was asked for.
     pub(super) needless: u64,
     pub(super) answered_dead: BTreeSet<PmapId>,
