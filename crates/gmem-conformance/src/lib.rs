@@ -26,6 +26,7 @@ mod runner;
 mod shipped;
 mod subject;
 mod target;
+pub mod unchecked;
 pub mod world;
 
 pub use case::Case;

@@ -145,6 +145,9 @@ mod tests {
         for place in crate::observe::rules::ALL.iter().map(|(_, rule)| rule.place) {
             assert_eq!(missing(place), None, "{place}");
         }
+        for place in crate::unchecked::ALL.iter().map(|part| part.place) {
+            assert_eq!(missing(place), None, "{place}");
+        }
         assert_eq!(missing("gmem-hal `Mmu::no_such_call`").as_deref(), Some("no_such_call"));
         assert_eq!(missing("ARCHITECTURE.md \"Nowhere\"").as_deref(), Some("Nowhere"));
     }

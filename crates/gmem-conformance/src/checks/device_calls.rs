@@ -204,11 +204,12 @@ fn one_context_is_current(case: &Case<'_>) -> Outcome {
     let second = world.gmem.address_space().create()?;
     let first = Some(world.space.id());
     ensure_eq!("the current context after attach", device.current(), first);
+    let told = || world.unit.observed.current();
+    ensure_eq!("the page table that the driver was told to switch to by attach", told(), world.unit.context.pmap());
     let other = second.attach_inactive(device, case.mode())?;
     ensure_eq!("the current context after another one was attached inactive", device.current(), first);
     device.switch(Some(&other))?;
     ensure_eq!("the current context after a switch", device.current(), Some(second.id()));
-    let told = || world.unit.observed.current();
     ensure_eq!("the page table that the driver was told to switch to", told(), other.pmap());
     world.unit.observed.fail("switch_context", 0, DeviceError::NoAnswer);
     let refusal = device.switch(Some(&world.unit.context));

@@ -7,6 +7,7 @@ mod dying;
 mod failing;
 mod files;
 mod fork;
+mod launches;
 mod limits;
 mod manners;
 mod meet;
@@ -32,6 +33,6 @@ pub fn all() -> Vec<Check> {
         [access::CHECKS, moves::CHECKS, ranges::CHECKS, pressure::CHECKS, program::CHECKS, files::CHECKS, fork::CHECKS, limits::CHECKS];
     let calls = [device_calls::CHECKS, space_calls::CHECKS, page_calls::CHECKS];
     let history = [failing::CHECKS, regress::CHECKS, races::CHECKS];
-    let drivers = [translation::CHECKS, copying::CHECKS, stopping::CHECKS, dying::CHECKS, manners::CHECKS, peers::CHECKS];
+    let drivers = [translation::CHECKS, copying::CHECKS, launches::CHECKS, stopping::CHECKS, dying::CHECKS, manners::CHECKS, peers::CHECKS];
     gmem.into_iter().chain(calls).chain(history).chain(drivers).flatten().copied().collect()
 }
