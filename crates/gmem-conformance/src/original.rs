@@ -40,7 +40,7 @@ pub const INTERFACE: &[Original] = &[
     seen("a fault is reported as resolved although nothing was mapped", &["resolved-fault-has-resolved"]),
     seen(
         "a CPU fault does not look at the state, and moves 2 MiB whatever the size",
-        &["one-byte-brings-one-page-home", "host-faults-are-checked"],
+        &["cpu-touch-anywhere-brings-the-page", "host-faults-are-checked"],
     ),
     seen("the end of an address space leaves contexts, page tables and memory", &["end-of-an-address-space-returns-everything"]),
     seen("the end of a device leaves everything, and does not mind its users", &["device-lives-as-long-as-its-contexts"]),

@@ -25,7 +25,8 @@ pub struct Residence {
 }
 
 impl<P: Platform> Core<P> {
-    /// Brings the pages of `range`, rounded outward, to a device, or home with `None`. All of it must be mapped. Returns how many pages moved. A device that cannot
+    /// Brings the pages of `range`, rounded outward, to a device, or home with `None`. All of it must be mapped: over a hole nothing moves. Returns how many pages moved; what
+    /// others moved meanwhile does not count, so several at once end and move each page once. A device that cannot
     /// replay faults has them in its memory then, and sees them when a launch names them. May block.
     ///
     /// # Errors

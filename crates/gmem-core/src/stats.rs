@@ -45,7 +45,7 @@ counters! {
     failed_faults,
     /// Bytes copied from host to device because a device touched them.
     h2d_fault_bytes,
-    /// Bytes copied from host to device by a prefetch or for a launch.
+    /// Bytes copied from host to device by a prefetch or for a launch: each byte once, and none that is there or need not move.
     h2d_prefetch_bytes,
     /// Bytes copied from device to host because the CPU touched them.
     d2h_fault_bytes,

@@ -94,7 +94,7 @@ impl fmt::Display for ByteLen {
     }
 }
 
-/// The page sizes a region can have: the unit of residency, of transfer and of a logical page table entry.
+/// The page sizes a region can have: the unit of residency, of transfer and of a logical page table entry. They are gmem's own: memory of hugetlbfs is none of them.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
 #[repr(u8)]
 pub enum PageSize {

@@ -125,7 +125,7 @@ pub trait Device: Send + Sync {
     /// Each memory is taken back before [`stop`](Self::stop).
     fn memory_unregistered(&self, _hnode: HnodeId, _range: PhysRange) {}
 
-    /// Called after the device was destroyed in the core: every page table was destroyed, and no callback follows. May block.
+    /// Called after the device was destroyed in the core: every page table was destroyed, no memory pool and no context of it is left, and no callback follows. May block.
     fn stop(&self) {}
 
     /// The MMU functions.

@@ -15,7 +15,7 @@ pub struct PmapRequest {
     pub host: Option<HostWindow>,
 }
 
-/// One mapping to enter.
+/// One mapping to enter. The core asks for every mapping that there is; a driver makes none of its own.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Mapping {
     /// Start, aligned to `len`.

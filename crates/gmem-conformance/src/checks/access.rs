@@ -32,7 +32,7 @@ pub(super) const CHECKS: &[Check] = &[
     Check {
         name: "untouched-memory-reads-zero-for-a-fault-a-page",
         rule: "Memory that nobody wrote reads as zero on the device, and a page costs it one fault, however much of it is read, and one more where its translation was cached as absent.",
-        place: "gmem-hal `Mmu::pmap_enter`",
+        place: "gmem-hal `Upcalls::device_fault`",
         applies: Applies::EVERYWHERE,
         run: untouched_memory_reads_zero,
     },
@@ -53,7 +53,7 @@ pub(super) const CHECKS: &[Check] = &[
     Check {
         name: "write-stays-inside-its-bytes",
         rule: "A write across the border of two pages changes those bytes and no other, wherever the pages are.",
-        place: "gmem-hal `Mapping::len`",
+        place: "ARCHITECTURE.md \"What always holds\" 3",
         applies: Applies::EVERYWHERE,
         run: write_stays_inside_its_bytes,
     },

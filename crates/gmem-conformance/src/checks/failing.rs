@@ -42,7 +42,7 @@ pub(super) const CHECKS: &[Check] = &[
     Check {
         name: "peer-conflict-tries-another-place",
         rule: "A region without a place of its own is tried at up to ten; one with a place is refused at the first conflict.",
-        place: "gmem-hal `Peer::va_alloc_fixed`",
+        place: "gmem-core `Core::map`",
         applies: Applies::EXCLUSIVE.needs(Capabilities::PEER).once(),
         run: peer_conflict_tries_another_place,
     },

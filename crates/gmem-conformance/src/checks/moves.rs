@@ -5,8 +5,8 @@ use crate::check::{Applies, Check, Outcome};
 use crate::observe::Copied;
 use crate::world::{at, get, get_bytes, part, pattern, same_bytes, set, set_bytes, touch};
 use crate::{Case, ensure, ensure_eq};
-use gmem::hal::{FaultError, Modes};
-use gmem::{Access, AttachError, Backing, Error, Mode, Prot, RangeError, State};
+use gmem::hal::FaultError;
+use gmem::{Access, Backing, Error, Mode, Prot, RangeError, State};
 
 pub(super) const CHECKS: &[Check] = &[
     Check {
@@ -80,13 +80,6 @@ pub(super) const CHECKS: &[Check] = &[
         run: a_page_read_as_zero_is_a_page_of_its_own,
     },
     Check {
-        name: "one-byte-brings-one-page-home",
-        rule: "A CPU access to one byte of a page on the device brings the whole page home, and no other.",
-        place: "docs/page-entry.md \"From a fault to a new state\"",
-        applies: Applies::EXCLUSIVE,
-        run: one_byte_brings_one_page_home,
-    },
-    Check {
         name: "each-byte-is-copied-once",
         rule: "Sending a range to the device and bringing it home copies each of its bytes once in each direction, whatever the page size; where data does not move, none is copied.",
         place: "gmem-core `Stats::h2d_prefetch_bytes`",
@@ -99,13 +92,6 @@ pub(super) const CHECKS: &[Check] = &[
         place: "gmem `Region::discard`",
         applies: Applies::EVERYWHERE,
         run: discard_on_the_device_reads_zero,
-    },
-    Check {
-        name: "private-backing-needs-no-host-window",
-        rule: "A device in REPLICATE mode is refused an address space with private memory before it makes a table.",
-        place: "gmem-core `AttachError::PrivateBacking`",
-        applies: Applies::EVERYWHERE.modes(Modes::REPLICATE).once(),
-        run: private_backing_needs_no_host_window,
     },
 ];
 
@@ -324,21 +310,6 @@ fn a_page_read_as_zero_is_a_page_of_its_own(case: &Case<'_>) -> Outcome {
     world.verify()
 }
 
-fn one_byte_brings_one_page_home(case: &Case<'_>) -> Outcome {
-    let world = case.world(4)?;
-    let region = world.region(3)?;
-    let expected = pattern(1, region.range().len().get() as usize);
-    world.unit.write(at(&region, 0), &expected)?;
-    let offset = 2 * world.page() - 8;
-    let word = u64::from_ne_bytes(expected[offset as usize..][..8].try_into().expect("eight bytes"));
-    ensure_eq!("the last word of the middle page", get(at(&region, offset)), word);
-    settle("where the pages are", &world, &region, &[State::Device, State::Host, State::Device])?;
-    let middle = &expected[world.page() as usize..][..world.page() as usize];
-    same_bytes("the page that came home", &get_bytes(at(&region, world.page()), middle.len()), middle)?;
-    both_read(&world, &region, 0, &expected)?;
-    world.verify()
-}
-
 fn each_byte_is_copied_once(case: &Case<'_>) -> Outcome {
     let world = case.world(8)?;
     let region = world.region(8)?;
@@ -370,20 +341,4 @@ fn discard_on_the_device_reads_zero(case: &Case<'_>) -> Outcome {
     expected[world.page() as usize..2 * world.page() as usize].fill(0);
     both_read(&world, &region, 0, &expected)?;
     world.verify()
-}
-
-fn private_backing_needs_no_host_window(case: &Case<'_>) -> Outcome {
-    let world = case.world(2)?;
-    let space = world.gmem.address_space().create()?;
-    let region = space.region().page_size(case.size()).backing(Backing::Private).map(world.page())?;
-    set(at(&region, 0), 1);
-    let refused = case.attach(&space, &world.unit.device);
-    ensure!(
-        matches!(&refused, Err(Error::Attach(AttachError::PrivateBacking(range))) if *range == region.range()),
-        "attaching to an address space with private memory: {refused:?}"
-    );
-    ensure_eq!("the word there", get(at(&region, 0)), 1);
-    drop(region);
-    case.attach(&space, &world.unit.device)?;
-    Ok(())
 }

@@ -4,7 +4,7 @@ use super::page_calls::Line;
 use super::refuse::refused;
 use super::translation::{expect_state, page, state};
 use crate::check::{Applies, Check, Outcome, Stop};
-use crate::world::{World, at, eventually, get, part, set};
+use crate::world::{World, at, eventually, get, get_bytes, part, pattern, same_bytes, set};
 use crate::{Case, ensure, ensure_eq};
 use gmem::hal::{Capabilities, Device, PhysRange};
 use gmem::{Access, ByteLen, DeviceCallError, Error, Prot, RangeError, State, VirtAddr, VirtRange};
@@ -19,7 +19,7 @@ pub(super) const CHECKS: &[Check] = &[
     },
     Check {
         name: "cpu-touch-anywhere-brings-the-page",
-        rule: "A CPU access at any byte of a page brings that page and no other.",
+        rule: "A CPU access at any byte of a page brings all of that page home, and no other.",
         place: "docs/page-entry.md \"From a fault to a new state\"",
         applies: Applies::EXCLUSIVE,
         run: cpu_touch_anywhere_brings_the_page,
@@ -109,16 +109,17 @@ fn offsets(len: u64) -> [u64; 5] {
 fn cpu_touch_anywhere_brings_the_page(case: &Case<'_>) -> Outcome {
     let world = case.world(4)?;
     let region = world.region(3)?;
+    let len = world.page() as usize;
     for offset in offsets(world.page()) {
-        for n in 0..3 {
-            world.unit.write(page(&world, &region, n) + offset, &[n as u8 + 1])?;
-        }
-        let seen = crate::world::get_bytes(page(&world, &region, 1) + offset, 1);
-        ensure_eq!(format!("byte {offset:#x} of the page"), seen, [2]);
+        let bytes = pattern(offset, 3 * len);
+        world.unit.write(at(&region, 0), &bytes)?;
+        let seen = get_bytes(page(&world, &region, 1) + offset, 1)[0];
+        ensure_eq!(format!("byte {offset:#x} of the page"), seen, bytes[len + offset as usize]);
         expect_state(&world, page(&world, &region, 1), State::Host)?;
         for n in [0, 2] {
             ensure_eq!(format!("the state of page {n}"), state(&world, page(&world, &region, n))?, State::Device);
         }
+        same_bytes("the page that came home", &get_bytes(page(&world, &region, 1), len), &bytes[len..2 * len])?;
     }
     world.verify()
 }

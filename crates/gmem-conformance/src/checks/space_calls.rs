@@ -7,6 +7,8 @@ use crate::world::{World, at, eventually, get, set};
 use crate::{Case, ensure, ensure_eq};
 use gmem::hal::{Capabilities, DeviceError, FaultError, Modes, PeerError};
 use gmem::{AttachError, Backing, DetachError, Error, Gmem, Mode, RangeError, SpaceError, State, VirtAddr};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 pub(super) const CHECKS: &[Check] = &[
     Check {
@@ -32,7 +34,7 @@ pub(super) const CHECKS: &[Check] = &[
     },
     Check {
         name: "replicate-refuses-private-backing",
-        rule: "REPLICATE and private backing refuse each other, whichever comes first.",
+        rule: "REPLICATE and private backing refuse each other, whichever comes first, and before a page table is made.",
         place: "gmem-core `AttachError::PrivateBacking`",
         applies: Applies::OWN_TABLE.modes(Modes::REPLICATE).once(),
         run: replicate_refuses_private_backing,
@@ -141,9 +143,17 @@ fn replicate_refuses_private_backing(case: &Case<'_>) -> Outcome {
     refused!("a private region under a replica", private(&world.space), Error::Range(RangeError::PrivateBacking));
     let second = world.gmem.address_space().create()?;
     let region = private(&second)?;
+    let made = Arc::new(AtomicBool::new(false));
+    let seen = made.clone();
+    world.unit.observed.on_call(move |event| {
+        seen.fetch_or(event.name == "pmap_create", Ordering::SeqCst);
+    });
     let late = case.attach(&second, &world.unit.device);
+    world.unit.observed.on_call(|_| {});
+    ensure!(!made.load(Ordering::SeqCst), "a page table was made for an attach that was refused");
     refused!("a replica of a private region", late, Error::Attach(AttachError::PrivateBacking(range)) if range == region.range());
     set(at(&region, 0), 3);
+    ensure_eq!("the word there", get(at(&region, 0)), 3);
     drop(region);
     drop(case.attach(&second, &world.unit.device)?);
     Ok(())

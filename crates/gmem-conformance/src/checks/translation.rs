@@ -116,9 +116,14 @@ pub(super) fn evict(world: &World, want: usize) -> usize {
 
 fn invalidated_translation_is_not_used(case: &Case<'_>) -> Outcome {
     let world = case.world(4)?;
-    let region = world.region(2)?;
-    for round in 0..6 {
-        let words = spots_of(&world, &region, round % 2);
+    taken_from_the_device(&world, 2)
+}
+
+/// The CPU takes pages in turn from a device that has just stored to them, which must not find its own words there afterwards.
+pub(super) fn taken_from_the_device(world: &World, pages: u64) -> Outcome {
+    let region = world.region(pages)?;
+    for round in 0..8 {
+        let words = spots_of(world, &region, round % pages);
         for word in words {
             world.unit.store(word, 2 * round)?;
         }

@@ -102,7 +102,10 @@ impl Peer for Observed {
             if page.is_none() || copy.is_some_and(|home| home.hnode != HnodeId::HOST) {
                 shadow.breach(rules::MAPPING, format_args!("{request:?}"));
             }
-            page.into_iter().for_each(|page| shadow.check_reserved("unmap", pmap, page));
+            page.into_iter().for_each(|page| {
+                shadow.check_reserved("unmap", pmap, page);
+                shadow.revoke_begins(pmap, page);
+            });
         };
         let after = |shadow: &mut Shadow, answer: &Result<(), DeviceError>| {
             if answer.is_ok() {
@@ -114,6 +117,6 @@ impl Peer for Observed {
             self.refuse("unmap")?;
             self.inner.peer().map_or(Err(DeviceError::Unsupported), |peer| peer.unmap(request))
         };
-        self.pass("unmap", page.map(|page| (pmap, page, Kind::Revoke)), before, call, after)
+        self.pass("unmap", page.map(|page| (pmap, page, Kind::Other)), before, call, after)
     }
 }

@@ -62,7 +62,7 @@ rules! {
     /// Ranges are whole pages of the address space.
     ALIGNED: Core, "gmem-hal `Mmu`", "ranges are page aligned and inside the range that the page table was made for";
     /// One call for a page at a time.
-    NO_OVERLAP: Core, "crates/gmem-hal/src/lib.rs \"Rules that hold for every callback\"", "no two callbacks run for the same page of one page table at the same time";
+    NO_OVERLAP: Core, "crates/gmem-hal/src/lib.rs \"Rules that hold for every callback\"", "no two callbacks run for the same page of one page table at the same time, but for revokes of whole ranges";
     /// A mapping is one page of one of the sizes.
     MAPPING: Core, "gmem-hal `Mapping`", "address and frame of a mapping are aligned to its length, which is one of the page sizes, and its access is never empty";
     /// Frames lie in registered memory.
