@@ -240,6 +240,9 @@ pub(crate) struct SimArgs {
     /// What is made to fail
     #[arg(long, value_enum, value_name = "WHAT", default_value_t)]
     pub(crate) faults: FaultsArg,
+    /// What address spaces, pages and devices there are
+    #[arg(long, value_enum, value_name = "WHICH", default_value_t)]
+    pub(crate) world: WorldArg,
     /// Plant known defects, one after the other, and find each
     #[arg(long)]
     pub(crate) canary: bool,
@@ -297,6 +300,19 @@ pub(crate) enum FaultsArg {
     /// Devices do not answer, die, are taken out and put back besides
     #[default]
     All,
+}
+
+#[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(crate) enum WorldArg {
+    /// Each seed draws one of the others
+    #[default]
+    Drawn,
+    /// Pages of 4 KiB in shared backing
+    Standard,
+    /// Pages of 4 KiB, 64 KiB and 2 MiB in one address space, in both backings
+    Sizes,
+    /// Pages of 4 KiB in both backings
+    Backed,
 }
 
 #[derive(Args, Debug)]

@@ -16,8 +16,8 @@ impl CoreWorld {
     /// Nobody may write a page while another can touch other bytes for it: of every page.
     pub fn check_tables(&self) -> Result<(), String> {
         for space in 0..self.spaces.len() {
-            for page in self.shape.space_range(space).pages(self.shape.page_size) {
-                self.check_page(space, page.start())?;
+            for page in 0..self.shape.spaces[space].pages {
+                self.check_page(space, self.shape.start(space, page))?;
             }
         }
         Ok(())

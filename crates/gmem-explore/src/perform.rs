@@ -3,7 +3,7 @@
 use crate::refusal::{Refuse, outcome};
 use crate::world::{CoreWorld, Member};
 use gmem_core::{DeviceCallError, HoldRange, MapRequest, Residence};
-use gmem_hal::{Access, ByteLen, DeviceId, FaultError, PageSize, PmapId, RegionAttrs, SpaceId, VirtRange};
+use gmem_hal::{Access, ByteLen, DeviceId, FaultError, PageSize, PmapId, RegionAttrs};
 use gmem_sim::SimDevice;
 use gmem_sim::random::{self, Op, Outcome, PageRun, Refusal, Spot};
 use std::sync::Arc;
@@ -107,7 +107,7 @@ impl CoreWorld {
     fn check_unheld(&self, device: usize, run: &PageRun) {
         let driver = self.members[device].device();
         let Some(pmap) = driver.pmap_for(self.spaces[run.space]).filter(|pmap| !driver.is_given_up(*pmap)) else { return };
-        for page in self.shape.range(run).pages(self.shape.page_size) {
+        for page in self.shape.range(run).pages(self.shape.size_of(run.space, run.first)) {
             let prot = driver.table_prot(pmap, page.start());
             assert!(prot.is_empty(), "{} may use {} ({prot:?}), which no launch holds", self.members[device].id(), page.start());
         }
@@ -175,7 +175,7 @@ impl CoreWorld {
 
     fn map(&self, run: &PageRun, prot: gmem_hal::Prot, backing: gmem_hal::Backing) -> Outcome {
         let range = self.shape.range(run);
-        let attrs = RegionAttrs { prot, page_size: self.shape.page_size, backing, ..RegionAttrs::default() };
+        let attrs = RegionAttrs { prot, page_size: self.shape.size_of(run.space, run.first), backing, ..RegionAttrs::default() };
         outcome(self.core.map(self.spaces[run.space], &MapRequest { len: range.len(), at: Some(range.start()), attrs }))
     }
 
@@ -194,7 +194,7 @@ impl CoreWorld {
         if let Err(error) = self.core.hold(space, Some(id), &held) {
             return Outcome::Refused(error.refuse());
         }
-        let before = self.whereabouts(space, range);
+        let before = self.whereabouts(run);
         self.evict(device, 64);
         let owned = self.core.hnodes_of(id).iter().filter_map(|hnode| self.core.hnode_stats(*hnode)).find(|stats| stats.used.get() > 0);
         // Others could give the last frame up meanwhile.
@@ -209,7 +209,7 @@ impl CoreWorld {
         }
         let outcome = self.store(Some(device), spot, fill, touched);
         // Somebody else may hold a page of it too, or have pinned it; nobody may have moved one.
-        let after = self.whereabouts(space, range);
+        let after = self.whereabouts(run);
         assert_eq!(before, after, "pages that {id} holds were moved");
         assert!(after.iter().all(|(_, pinned)| *pinned), "pages that {id} holds are not: {after:?}");
         self.core.unhold(space, Some(id), &held).expect("the address space is there");
@@ -220,9 +220,10 @@ impl CoreWorld {
     }
 
     /// On which device each page is, and whether it is held there.
-    fn whereabouts(&self, space: SpaceId, range: VirtRange) -> Vec<(Option<DeviceId>, bool)> {
-        let runs = self.core.residency(space, range).expect("the address space is there");
-        let pages = |run: &Residence| run.range.pages(self.shape.page_size).len();
+    fn whereabouts(&self, run: &PageRun) -> Vec<(Option<DeviceId>, bool)> {
+        let runs = self.core.residency(self.spaces[run.space], self.shape.range(run)).expect("the address space is there");
+        let size = self.shape.size_of(run.space, run.first);
+        let pages = |run: &Residence| run.range.pages(size).len();
         runs.iter().flat_map(|run| std::iter::repeat_n((run.device, run.pinned), pages(run))).collect()
     }
 

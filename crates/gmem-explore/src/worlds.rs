@@ -13,11 +13,13 @@ pub struct Kind {
     pub name: &'static str,
     /// Three address spaces, 3 : 3 : 2, the last of which only devices see, at the addresses of the first.
     pub pages: u64,
-    /// Of every region.
+    /// Of every region but those of larger pages.
     pub page_size: PageSize,
+    /// So many larger pages of these sizes follow in each address space.
+    pub larger: &'static [(PageSize, u64)],
     /// Of regions.
     pub backings: &'static [Backing],
-    /// How many pages each device has room for.
+    /// How many pages each device has room for, if none is larger.
     pub frames: u64,
     /// In how many pools.
     pub pools: u64,
@@ -51,6 +53,7 @@ pub const STANDARD: Kind = Kind {
     name: "standard",
     pages: 256,
     page_size: PageSize::Size4K,
+    larger: &[],
     backings: &[Backing::Shared],
     frames: 32,
     pools: 1,
@@ -96,6 +99,23 @@ pub const CAMPAIGN: Kind = Kind {
     ],
     ..STANDARD
 };
+
+/// The same with pages of three sizes in one address space, of which a device has room for one of the largest and a few others; and with both backings, as long as
+/// no replica is attached.
+pub const SIZES: Kind = Kind {
+    name: "pages of three sizes",
+    larger: &[(PageSize::Size64K, 6), (PageSize::Size2M, 2)],
+    backings: &[Backing::Shared, Backing::Private],
+    frames: 512 + 24,
+    pools: 1,
+    ..CAMPAIGN
+};
+
+/// The same with small pages of both backings, as long as no replica is attached.
+pub const BACKED: Kind = Kind { name: "regions of both backings", backings: &[Backing::Shared, Backing::Private], ..CAMPAIGN };
+
+/// The worlds of campaigns, each with the name of its constant.
+pub const CAMPAIGNS: &[(&str, Kind)] = &[("CAMPAIGN", CAMPAIGN), ("SIZES", SIZES), ("BACKED", BACKED)];
 
 /// Devices that cannot replay faults, beside one that can.
 pub const BLIND: Kind = Kind {
@@ -160,8 +180,8 @@ impl Kind {
     /// Its size.
     pub fn shape(&self) -> Shape {
         let space = |base: u64, eighths, cpu_visible| {
-            let pages = self.pages * eighths / 8;
-            SpaceShape { base: gmem_hal::VirtAddr::new(base), pages, cpu_visible }
+            let pages = self.pages * eighths / 8 + self.larger.iter().map(|(_, count)| count).sum::<u64>();
+            SpaceShape { base: gmem_hal::VirtAddr::new(base), pages, larger: self.larger, cpu_visible }
         };
         Shape {
             page_size: self.page_size,

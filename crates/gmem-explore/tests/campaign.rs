@@ -3,6 +3,7 @@
 use gmem_explore::campaign::shrink::{schedule, shrink, turns};
 use gmem_explore::campaign::{Act, Campaign, Case, Coverage, Faults, missing, test_of};
 use gmem_explore::defects::Defect;
+use gmem_explore::worlds;
 use gmem_sim::Canary;
 use gmem_sim::random::{Op, PageRun};
 
@@ -35,22 +36,35 @@ fn a_campaign_covers_every_row() {
     let mut all = Coverage::default();
     // Most rows are covered after a few seeds; a wake-up at the one right moment takes more.
     for seed in 0..200 {
-        let ended = Campaign { seed, steps: 40_000, ..Campaign::new(0) }.run();
+        let ended = Campaign { steps: 40_000, ..Campaign::drawn(seed) }.run();
         ended.expect_clean();
         all.add(&ended.coverage);
-        if [&all.transitions, &all.called, &all.failed, &all.pairs].iter().all(|rows| missing(rows).is_empty()) {
+        if [&all.transitions, &all.called, &all.failed, &all.pairs, &all.arrivals].iter().all(|rows| missing(rows).is_empty()) {
             return;
         }
     }
-    let rows = [&all.transitions, &all.called, &all.failed, &all.pairs].map(|rows| missing(rows));
+    let rows = [&all.transitions, &all.called, &all.failed, &all.pairs, &all.arrivals].map(|rows| missing(rows));
     panic!("never: {rows:?}");
+}
+
+#[test]
+fn pages_of_every_size_and_backing_move() {
+    let mut all = Coverage::default();
+    for seed in 0..4 {
+        for kind in [worlds::SIZES, worlds::BACKED] {
+            let ended = Campaign { kind, seed, faults: Faults::None, ..SHORT }.run();
+            ended.expect_clean();
+            all.add(&ended.coverage);
+        }
+    }
+    assert_eq!(missing(&all.arrivals), Vec::<&str>::new());
 }
 
 #[test]
 fn threads_of_control_alone_are_refused_nothing_without_a_reason() {
     for faults in [Faults::None, Faults::Some] {
-        for seed in 0..3 {
-            Campaign { seed, faults, ..SHORT }.run().expect_clean();
+        for seed in 0..6 {
+            Campaign { steps: SHORT.steps, faults, ..Campaign::drawn(seed) }.run().expect_clean();
         }
     }
 }

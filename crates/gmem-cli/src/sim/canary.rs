@@ -38,7 +38,7 @@ pub(super) fn find(args: &SimArgs, first: u64, faults: Faults) -> Result<(), Fai
         let (name, defect, invariant) = Defect::ALL[n as usize];
         let mut canary = Canary { name, invariant, found: false, steps: 0, why: None };
         for seed in first..first.saturating_add(SEEDS) {
-            let campaign = |defect, steps| Campaign { steps, faults, defect, ..Campaign::new(seed) }.run();
+            let campaign = |defect, steps| Campaign { steps, faults, defect, ..args.world.campaign(seed) }.run();
             let ended = campaign(Some(defect), args.steps);
             canary.steps += ended.steps;
             let Some(failure) = ended.failure else { continue };

@@ -4,11 +4,12 @@ mod canary;
 mod crew;
 mod report;
 
-use crate::args::{FaultsArg, SimArgs};
+use crate::args::{FaultsArg, SimArgs, WorldArg};
 use crate::failure::Failure;
 use crate::{output, progress};
 use gmem_explore::campaign::shrink::shrink;
 use gmem_explore::campaign::{Campaign, Coverage, Ended, Faults, test_of};
+use gmem_explore::worlds;
 use report::{Defeat, Report};
 use std::ops::Range;
 use std::time::{Duration, Instant};
@@ -23,6 +24,19 @@ impl From<FaultsArg> for Faults {
             FaultsArg::Some => Self::Some,
             FaultsArg::All => Self::All,
         }
+    }
+}
+
+impl WorldArg {
+    /// The campaign of a seed in this world.
+    fn campaign(self, seed: u64) -> Campaign {
+        let kind = match self {
+            Self::Drawn => return Campaign::drawn(seed),
+            Self::Standard => worlds::CAMPAIGN,
+            Self::Sizes => worlds::SIZES,
+            Self::Backed => worlds::BACKED,
+        };
+        Campaign { kind, ..Campaign::new(seed) }
     }
 }
 
@@ -80,7 +94,7 @@ fn run(seeds: &Range<u64>, args: &SimArgs, faults: Faults) -> (Sum, Option<(Camp
     let phase = progress::phase("simulating", count.saturating_mul(args.steps));
     let mut sum = Sum::default();
     let mut failed = None;
-    let campaign = |n: u64| Campaign { steps: args.steps, faults, ..Campaign::new(seeds.start + n) };
+    let campaign = |n: u64| Campaign { steps: args.steps, faults, ..args.world.campaign(seeds.start + n) };
     let one = |n: u64| {
         let started = Instant::now();
         let ended = campaign(n).run();

@@ -60,6 +60,7 @@ pub(crate) struct Report {
     callbacks_called: Covered,
     callbacks_failed: Covered,
     pairs: Covered,
+    pages_moved: Covered,
     pub(crate) failure: Option<Defeat>,
 }
 
@@ -84,6 +85,7 @@ impl Report {
             callbacks_called: Covered::of(&sum.coverage.called),
             callbacks_failed: Covered::of(&sum.coverage.failed),
             pairs: Covered::of(&sum.coverage.pairs),
+            pages_moved: Covered::of(&sum.coverage.arrivals),
             failure,
         }
     }
@@ -108,6 +110,7 @@ impl Report {
             ("callbacks called", &self.callbacks_called),
             ("callbacks failed, by error", &self.callbacks_failed),
             ("pairs overlapped", &self.pairs),
+            ("pages moved, by size", &self.pages_moved),
         ] {
             let missing = if covered.missing.is_empty() { String::new() } else { format!("; not {}", covered.missing.join(", ")) };
             rows.push((name, format!("{} of {}{missing}", covered.covered, covered.of)));

@@ -9,7 +9,7 @@
 use super::ledger::Ledger;
 use crate::CoreWorld;
 use gmem_core::{PageSight, Sight, State};
-use gmem_hal::{ByteLen, HnodeId, PageSize, PhysAddr, SpaceId, VirtAddr};
+use gmem_hal::{Backing, ByteLen, HnodeId, PageSize, PhysAddr, SpaceId, VirtAddr, VirtRange};
 use gmem_sim::Change;
 
 /// So many steps lie between two looks at everything.
@@ -39,7 +39,19 @@ pub struct Auditor {
     loose: Vec<Loose>,
     looks: u64,
     full: bool,
+    /// How often a page of each size and backing came to a device, in the order of [`PLACES`].
+    arrivals: [u64; PLACES.len()],
 }
+
+/// The kinds of regions that pages can come to a device from.
+pub(super) const PLACES: [(PageSize, Backing); 6] = [
+    (PageSize::Size4K, Backing::Shared),
+    (PageSize::Size4K, Backing::Private),
+    (PageSize::Size64K, Backing::Shared),
+    (PageSize::Size64K, Backing::Private),
+    (PageSize::Size2M, Backing::Shared),
+    (PageSize::Size2M, Backing::Private),
+];
 
 impl Auditor {
     /// Of a world in which nothing has happened.
@@ -57,6 +69,7 @@ impl Auditor {
             loose: Vec::new(),
             looks: 0,
             full: false,
+            arrivals: [0; PLACES.len()],
         }
     }
 
@@ -72,7 +85,7 @@ impl Auditor {
     /// What does not hold, with its numbers.
     pub fn check(&mut self, world: &CoreWorld, ledger: &mut Ledger, acts: &[Option<u64>]) -> Result<(), String> {
         self.looks += 1;
-        self.walk(world)?;
+        self.walk(world, ledger)?;
         self.check_loose(world, acts)?;
         self.collect(world, ledger);
         if self.full || self.looks.is_multiple_of(EVERYTHING) {
@@ -91,11 +104,10 @@ impl Auditor {
     }
 
     /// The core's own invariants, and what its entries say.
-    fn walk(&mut self, world: &CoreWorld) -> Result<(), String> {
-        let Self { now, locked, sights, changed, changed_list, looks, .. } = self;
+    fn walk(&mut self, world: &CoreWorld, ledger: &Ledger) -> Result<(), String> {
+        let Self { now, locked, sights, changed, changed_list, looks, arrivals, .. } = self;
         sights.clear();
         locked.fill(false);
-        let size = world.shape.page_size.shift();
         let index = |id| world.spaces.iter().position(|space| *space == id);
         let mut mark = |space: usize, page: usize| {
             if !std::mem::replace(&mut changed[space][page], true) {
@@ -105,10 +117,14 @@ impl Auditor {
         let audited = world.core.audit(|sight| match sight {
             Sight::Page(page) => {
                 if let Some(space) = index(page.space) {
-                    let number = ((page.page.get() - world.shape.spaces[space].base.get()) >> size) as usize;
+                    let number = world.shape.page_at(space, page.page).expect("a page is one of its address space") as usize;
                     let (last, seen) = &mut now[space][number];
                     *seen = *looks;
                     if *last != Some(page) {
+                        if page.hnode != last.map_or(HnodeId::HOST, |last| last.hnode) && page.state.on_device() {
+                            let place = (world.shape.size_of(space, number as u64), ledger.pages[space][number].backing);
+                            PLACES.iter().position(|one| *one == place).into_iter().for_each(|at| arrivals[at] += 1);
+                        }
                         *last = Some(page);
                         mark(space, number);
                     }
@@ -153,6 +169,11 @@ impl Auditor {
         Ok(())
     }
 
+    /// How often a page came to a device, by the size and backing of its region.
+    pub(super) fn arrivals(&self) -> impl Iterator<Item = ((PageSize, Backing), u64)> + '_ {
+        PLACES.into_iter().zip(self.arrivals)
+    }
+
     fn mark(&mut self, space: usize, page: usize) {
         if !std::mem::replace(&mut self.changed[space][page], true) {
             self.changed_list.push((space, page));
@@ -184,7 +205,7 @@ impl Auditor {
                     }
                 }
                 Change::Bytes(at, _) => self.mark_frame(world, at),
-                Change::Power => self.mark_devices(|_| true),
+                Change::Power => self.mark_devices(|_, _, _| true),
             }
         }
         self.changes = changes;
@@ -194,27 +215,24 @@ impl Auditor {
     }
 
     fn mark_range(&mut self, world: &CoreWorld, space: usize, va: VirtAddr, len: ByteLen) {
-        let (base, size) = (world.shape.spaces[space].base.get(), world.shape.page_size.bytes());
-        let first = va.get().saturating_sub(base) / size;
-        let end = (va.get() + len.get()).saturating_sub(base).div_ceil(size);
-        for page in first..end.min(self.now[space].len() as u64) {
+        let Some(range) = VirtRange::from_len(va, len) else { return };
+        for page in world.shape.pages_in(space, range) {
             self.mark(space, page as usize);
         }
     }
 
     /// The page in this frame; if it is a frame of a peer's own, any page that a peer has.
     fn mark_frame(&mut self, world: &CoreWorld, at: PhysAddr) {
-        let size = world.shape.page_size.bytes();
-        self.mark_devices(|sight| match sight.frame {
-            Some(frame) => frame.hnode == at.hnode && at.addr.wrapping_sub(frame.addr) < size,
+        self.mark_devices(|sight, space, page| match sight.frame {
+            Some(frame) => frame.hnode == at.hnode && at.addr.wrapping_sub(frame.addr) < world.shape.size_of(space, page as u64).bytes(),
             None => true,
         });
     }
 
-    fn mark_devices(&mut self, which: impl Fn(&PageSight) -> bool) {
+    fn mark_devices(&mut self, which: impl Fn(&PageSight, usize, usize) -> bool) {
         for space in 0..self.now.len() {
             for page in 0..self.now[space].len() {
-                if self.now[space][page].0.is_some_and(|sight| sight.state.on_device() && which(&sight)) {
+                if self.now[space][page].0.is_some_and(|sight| sight.state.on_device() && which(&sight, space, page)) {
                     self.mark(space, page);
                 }
             }
@@ -223,7 +241,7 @@ impl Auditor {
 
     /// Checks one page. Answers whether it was idle, so that all of it could be checked.
     fn check_page(&self, world: &CoreWorld, ledger: &mut Ledger, (space, page): At) -> Result<bool, String> {
-        let va = VirtAddr::new(world.shape.spaces[space].base.get() + ((page as u64) << world.shape.page_size.shift()));
+        let va = world.shape.start(space, page as u64);
         world.check_page(space, va)?;
         let sight = self.now[space][page].0;
         if self.locked[space] || sight.is_some_and(|sight| sight.busy) {
@@ -236,7 +254,7 @@ impl Auditor {
             ledger.settled(space, page);
         }
         let Some(wrong) = wrong else { return Ok(true) };
-        let zero = self.is_zero(world, space, va, sight.as_ref());
+        let zero = self.is_zero(world, space, va, page, sight.as_ref());
         // What is there while it is being unmapped is nobody's, and who unmaps it says when that is over.
         if zero && ledger.became_zero(space, page) || ledger.pages[space][page].unmapping {
             return Ok(true);
@@ -247,7 +265,7 @@ impl Auditor {
     /// Whether the page is as stray stores can have left it, wherever its bytes are.
     fn is_stray(&self, world: &CoreWorld, ledger: &mut Ledger, space: usize, va: VirtAddr, page: usize, sight: Option<&PageSight>) -> bool {
         let Ok(places) = places(world, space, va, sight) else { return false };
-        let mut bytes = vec![0; world.shape.page_size.bytes() as usize];
+        let mut bytes = vec![0; world.shape.size_of(space, page as u64).bytes() as usize];
         if places == [None; 2] {
             return ledger.became(space, page, &bytes);
         }
@@ -257,9 +275,10 @@ impl Auditor {
         })
     }
 
-    fn is_zero(&self, world: &CoreWorld, space: usize, va: VirtAddr, sight: Option<&PageSight>) -> bool {
+    fn is_zero(&self, world: &CoreWorld, space: usize, va: VirtAddr, page: usize, sight: Option<&PageSight>) -> bool {
         let places = places(world, space, va, sight);
-        places.is_ok_and(|places| places.into_iter().flatten().all(|at| differ(world, at, None).is_none()))
+        let size = world.shape.size_of(space, page as u64);
+        places.is_ok_and(|places| places.into_iter().flatten().all(|at| differ(world, at, size, None).is_none()))
     }
 
     /// What is wrong with the bytes of a page that is idle.
@@ -283,7 +302,8 @@ impl Auditor {
                 return Some(format!("byte {at:#x} must be {:#04x}, but the page stands for zeros", right.map_or(0, |bytes| bytes[at])));
             }
         }
-        places.into_iter().flatten().find_map(|place| differ(world, place, right))
+        let size = world.shape.size_of(space, page as u64);
+        places.into_iter().flatten().find_map(|place| differ(world, place, size, right))
     }
 }
 
@@ -318,11 +338,10 @@ fn peer_frame(world: &CoreWorld, space: usize, va: VirtAddr, hnode: HnodeId) -> 
 }
 
 /// The first byte of a page that is not what it must be: `right`, or zero.
-fn differ(world: &CoreWorld, at: PhysAddr, right: Option<&[u8]>) -> Option<String> {
+fn differ(world: &CoreWorld, at: PhysAddr, size: PageSize, right: Option<&[u8]>) -> Option<String> {
     const GRAIN: usize = PageSize::Size4K.bytes() as usize;
     const ZEROS: [u8; GRAIN] = [0; GRAIN];
-    let size = world.shape.page_size.bytes() as usize;
-    (0..size).step_by(GRAIN).find_map(|offset| {
+    (0..size.bytes() as usize).step_by(GRAIN).find_map(|offset| {
         let right = right.map_or(&ZEROS[..], |bytes| &bytes[offset..offset + GRAIN]);
         let part = PhysAddr { addr: at.addr + offset as u64, ..at };
         world.sim.inspect(part, ByteLen(GRAIN as u64), |bytes| match bytes {

@@ -1,6 +1,7 @@
 //! What a campaign has been through.
 
 use super::act::KINDS;
+use super::audit::Auditor;
 use super::pairs::Pairs;
 use crate::CoreWorld;
 use gmem_core::TRANSITIONS;
@@ -17,10 +18,12 @@ pub struct Coverage {
     pub failed: Vec<(String, u64)>,
     /// How often each two kinds of acts were under way at once, about the same address space or device.
     pub pairs: Vec<(String, u64)>,
+    /// How often a page came to a device, by its size and the backing of its region.
+    pub arrivals: Vec<(String, u64)>,
 }
 
 impl Coverage {
-    pub(super) fn of(world: &CoreWorld, pairs: &Pairs) -> Self {
+    pub(super) fn of(world: &CoreWorld, pairs: &Pairs, auditor: &Auditor) -> Self {
         let rows = TRANSITIONS.iter().zip(world.core.transitions());
         let callbacks = Callback::ALL.iter();
         let errors = callbacks.clone().flat_map(|callback| callback.errors().iter().map(move |error| (*callback, *error)));
@@ -29,6 +32,7 @@ impl Coverage {
             called: callbacks.map(|callback| (callback.name().to_owned(), world.sim.coverage(*callback).calls)).collect(),
             failed: errors.map(|(callback, error)| (answer(callback, error), world.sim.answered(callback, error))).collect(),
             pairs: pairs.met().map(|(a, b, n)| (format!("{} x {}", KINDS[a], KINDS[b]), n)).collect(),
+            arrivals: auditor.arrivals().map(|((size, backing), n)| (format!("{size} {backing:?}").to_lowercase(), n)).collect(),
         }
     }
 
@@ -39,6 +43,7 @@ impl Coverage {
             (&mut self.called, &other.called),
             (&mut self.failed, &other.failed),
             (&mut self.pairs, &other.pairs),
+            (&mut self.arrivals, &other.arrivals),
         ] {
             if all.is_empty() {
                 all.clone_from(more);

@@ -3,7 +3,7 @@
 use super::act::Act;
 use super::ledger::Ledger;
 use crate::CoreWorld;
-use gmem_hal::{Access, Backing, DeviceError, PeerError, Prot};
+use gmem_hal::{Access, DeviceError, PageSize, PeerError, Prot};
 use gmem_sim::random::{Op, PageRun, Spot};
 use gmem_sim::{Callback, Injected, Rng};
 
@@ -141,14 +141,23 @@ impl Drawer {
     fn page(&mut self, ledger: &Ledger, space: usize, like: impl Fn(&super::ledger::Page) -> bool) -> u64 {
         let pages = ledger.shape.spaces[space].pages;
         let near = self.rng.coin();
+        let of = if near { self.near(ledger, space) } else { PageRun { space, first: 0, count: pages } };
         let mut page = 0;
         for _ in 0..8 {
-            page = self.rng.below(if near { pages.min(6) } else { pages });
+            page = of.first + self.rng.below(of.count);
             if like(&ledger.pages[space][page as usize]) {
                 break;
             }
         }
         page
+    }
+
+    /// The few pages that are fought over: small ones, or now and then some of the larger ones, of which there are few anyway and each costs much.
+    fn near(&mut self, ledger: &Ledger, space: usize) -> PageRun {
+        const EACH: [u32; 3] = [6, 2, 1];
+        let runs: Vec<PageRun> = ledger.shape.runs(space).collect();
+        let n = if runs.len() > 1 { self.rng.weighted(&EACH[..runs.len()]) } else { 0 };
+        PageRun { count: runs[n].count.min(6), ..runs[n] }
     }
 
     fn spot(&mut self, ledger: &Ledger, device: Option<usize>, access: Access) -> Spot {
@@ -165,7 +174,7 @@ impl Drawer {
         }
         let wild = self.rng.chance(WILD_PER_MILLE);
         let page = self.page(ledger, space, |page| wild || page.may(access).is());
-        let size = ledger.shape.page_size.bytes();
+        let size = ledger.shape.size_of(space, page).bytes();
         let offset = self.rng.below(size);
         Spot { space, page, offset, len: 1 + self.rng.below((size - offset).min(64)) }
     }
@@ -216,7 +225,12 @@ impl Drawer {
         let want = 1 + self.rng.below(left.min(32));
         let fits = |count: &u64| ledger.is_free(&PageRun { space, first, count: *count });
         let count = (1..=want).rev().find(fits)?;
-        Some(Op::Map(PageRun { space, first, count }, if self.rng.chance(850) { Prot::RW } else { Prot::READ }, Backing::Shared))
+        let prot = if self.rng.chance(850) { Prot::RW } else { Prot::READ };
+        let backing = match *ledger.shape.backings {
+            [only] => only,
+            ref all => all[self.rng.index(all.len())],
+        };
+        Some(Op::Map(PageRun { space, first, count }, prot, backing))
     }
 
     fn attach(&mut self, ledger: &Ledger, device: usize) -> Option<Op> {
@@ -228,7 +242,7 @@ impl Drawer {
 
     fn dma(&mut self, ledger: &Ledger, fill: u8) -> Option<Act> {
         let at = self.held(ledger)?;
-        let size = ledger.shape.page_size.bytes().min(4096);
+        let size = PageSize::Size4K.bytes();
         let offset = self.rng.below(size);
         let spot = Spot { offset, len: 1 + self.rng.below((size - offset).min(64)), ..at };
         Some(if self.rng.coin() { Act::DmaStore(spot, fill) } else { Act::DmaLoad(spot) })

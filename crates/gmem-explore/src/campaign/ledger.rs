@@ -4,7 +4,7 @@
 //! compared at the moment it ends. What an operation does in the middle of its time cannot be told from outside; while one that changes rights is under way,
 //! both answers are right, and a page that is being discarded may become zero once, which is seen after the step in which it does.
 
-use gmem_hal::{Access, Mode, Prot};
+use gmem_hal::{Access, Backing, Mode, Prot};
 use gmem_sim::random::{PageRun, Shape, Spot};
 
 /// A point in time, in steps.
@@ -69,6 +69,8 @@ pub struct Page {
     /// Its region's number; 0: none.
     region: u32,
     prot: Prot,
+    /// The backing of its region.
+    pub backing: Backing,
     may: [Fact; 2],
     /// A thread of control changes what is mapped here, or how.
     pub changing: bool,
@@ -92,6 +94,7 @@ impl Page {
             bytes: None,
             region: 0,
             prot: Prot::empty(),
+            backing: Backing::Shared,
             may: [Fact::FALSE; 2],
             changing: false,
             unmapping: false,
@@ -201,9 +204,9 @@ impl Ledger {
         region != 0 && self.run(run).iter().all(|page| page.region == region && !page.changing)
     }
 
-    /// Whether the run is free and nobody is about to map something there.
+    /// Whether the run is free and nobody is about to map something there, and its pages have one size.
     pub fn is_free(&self, run: &PageRun) -> bool {
-        self.run(run).iter().all(|page| page.region == 0 && !page.changing)
+        self.shape.is_of_one_size(run) && self.run(run).iter().all(|page| page.region == 0 && !page.changing)
     }
 
     /// A call begins that changes what these pages are.
@@ -226,12 +229,12 @@ impl Ledger {
     }
 
     /// It has ended: a region is mapped here.
-    pub fn end_map(&mut self, run: &PageRun, prot: Prot) {
+    pub fn end_map(&mut self, run: &PageRun, prot: Prot, backing: Backing) {
         self.regions += 1;
         let (now, region) = (self.now, self.regions);
         for page in self.run_mut(run) {
             // The region was there for others before the call ended: what they did to it counts.
-            (page.region, page.prot, page.changing) = (region, prot, false);
+            (page.region, page.prot, page.backing, page.changing) = (region, prot, backing, false);
             page.allow(Some(prot), now);
         }
         self.touch(run);
@@ -260,7 +263,7 @@ impl Ledger {
 
     /// A store was made.
     pub fn store(&mut self, spot: &Spot, fill: u8) {
-        let size = self.shape.page_size.bytes() as usize;
+        let size = self.shape.size_of(spot.space, spot.page).bytes() as usize;
         let page = &mut self.pages[spot.space][spot.page as usize];
         let bytes = page.bytes.get_or_insert_with(|| vec![0; size].into_boxed_slice());
         for (byte, at) in bytes[spot.offset as usize..].iter_mut().zip(spot.offset..spot.offset + spot.len) {
@@ -393,6 +396,12 @@ impl Ledger {
         if link.changers == 0 {
             link.attached.set(Some(attached), now);
         }
+    }
+
+    /// Whether a device could be attached to the address space as a replica at a moment since `since`.
+    pub fn could_have_replica(&self, space: usize, since: Step) -> bool {
+        let links = self.links[space].iter().zip(&self.shape.devices);
+        links.into_iter().any(|(link, modes)| modes.contains(&Mode::Replicate) && link.attached.could_be(true, since))
     }
 
     /// Whether only one call that changes it is under way.

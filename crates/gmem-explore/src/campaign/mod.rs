@@ -27,8 +27,8 @@ pub use ledger::{Ledger, Page};
 pub use tell::test_of;
 
 use crate::defects::Defect;
-use crate::worlds::{CAMPAIGN, Kind};
-use gmem_hal::{Backing, Mode, Prot};
+use crate::worlds::{CAMPAIGN, CAMPAIGNS, Kind};
+use gmem_hal::{Mode, Prot};
 use gmem_sim::random::{Op, Outcome, PageRun, Refusal, Spot};
 use gmem_sim::{Scheduler, Sim, TraceEvent, panic_text};
 use pairs::Pairs;
@@ -58,6 +58,11 @@ impl Campaign {
     /// The standard campaign of a seed: all failures, in the world of all kinds of devices.
     pub const fn new(seed: u64) -> Self {
         Self { kind: CAMPAIGN, seed, steps: 100_000, faults: Faults::All, defect: None, everything: false }
+    }
+
+    /// The campaign of a seed in the world that the seed draws.
+    pub const fn drawn(seed: u64) -> Self {
+        Self { kind: CAMPAIGNS[(seed % CAMPAIGNS.len() as u64) as usize].1, ..Self::new(seed) }
     }
 }
 
@@ -168,10 +173,14 @@ impl Campaign {
         world.interleaved = true;
         let mut ledger = Ledger::new(&world.shape);
         for space in 0..world.spaces.len() {
-            let run = PageRun { space, first: 0, count: world.shape.spaces[space].pages * 3 / 4 };
-            ledger.begin_change(&run, false);
-            assert_eq!(world.act(&Op::Map(run, Prot::RW, Backing::Shared), &mut |_| {}), Outcome::Done);
-            ledger.end_map(&run, Prot::RW);
+            // No replica is attached yet, but only the first address space will have one at once.
+            let backing = world.shape.backings[space % world.shape.backings.len()];
+            for all in world.shape.runs(space).collect::<Vec<_>>() {
+                let run = PageRun { count: (all.count * 3 / 4).max(1), ..all };
+                ledger.begin_change(&run, false);
+                assert_eq!(world.act(&Op::Map(run, Prot::RW, backing), &mut |_| {}), Outcome::Done);
+                ledger.end_map(&run, Prot::RW, backing);
+            }
         }
         for (device, modes) in world.shape.devices.iter().enumerate() {
             let attach = Op::Attach { space: 0, device, mode: modes[0], activate: true };
@@ -198,7 +207,7 @@ fn nothing(sim: &Sim, why: String) -> Ended {
 
 /// The end of a run: if nothing went wrong so far, every byte is looked at and everything taken apart.
 fn finish(sim: &Sim, shared: Rc<Shared>, auditor: Auditor, steps: u64, schedule: Vec<u8>, failure: Option<(String, String)>) -> Ended {
-    let coverage = Coverage::of(&shared.world, &shared.pairs.borrow());
+    let coverage = Coverage::of(&shared.world, &shared.pairs.borrow(), &auditor);
     let acts = shared.pairs.borrow().begun();
     let case = Case { acts: shared.done.take(), schedule };
     let failure = failure.or_else(|| {
@@ -241,10 +250,9 @@ fn take_apart(shared: Shared, auditor: Auditor) -> Result<(), String> {
         }
     }
     look(&mut ledger)?;
-    let len = world.shape.page_size.bytes();
     for space in (0..world.spaces.len()).filter(|space| world.shape.spaces[*space].cpu_visible) {
         for page in (0..world.shape.spaces[space].pages).filter(|page| ledger.pages[space][*page as usize].is_mapped()) {
-            let spot = Spot { space, page, offset: 0, len };
+            let spot = Spot { space, page, offset: 0, len: world.shape.size_of(space, page).bytes() };
             match world.act(&Op::CpuRead(spot), &mut |_| {}) {
                 Outcome::Loaded(bytes) => ledger.load(&spot, &bytes)?,
                 other => return Err(format!("page {page} of address space {space} cannot be read: {other:?}")),

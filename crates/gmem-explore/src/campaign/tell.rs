@@ -3,6 +3,7 @@
 use super::act::Act;
 use super::shrink::{Short, turns};
 use super::{Campaign, Faults};
+use crate::worlds::CAMPAIGNS;
 use gmem_hal::PeerError;
 use gmem_sim::Injected;
 use std::fmt::Write as _;
@@ -33,7 +34,8 @@ pub fn test_of(campaign: &Campaign, short: &Short) -> String {
     }
     let _ = writeln!(text, "    ];");
     let _ = writeln!(text, "    let schedule = schedule(&{:?});", turns(&short.case.schedule));
-    let _ = writeln!(text, "    let campaign = Campaign {{ faults: Faults::{faults}, ..Campaign::new({seed}) }};");
+    let world = CAMPAIGNS.iter().find(|(_, kind)| kind.name == campaign.kind.name).map_or("CAMPAIGN", |(constant, _)| constant);
+    let _ = writeln!(text, "    let campaign = Campaign {{ kind: worlds::{world}, faults: Faults::{faults}, ..Campaign::new({seed}) }};");
     let _ = writeln!(text, "    campaign.replay(&Case {{ acts, schedule }}).expect_clean();\n}}");
     text
 }
@@ -52,7 +54,7 @@ fn act_in_rust(act: &Act) -> String {
     }
     let text = format!("Act::{act:?}").replace("Act::Do(", "Act::Do(Op::");
     let text = text.replace("Prot(READ | WRITE)", "Prot::RW").replace("Prot(READ)", "Prot::READ");
-    text.replace(", Shared)", ", Backing::Shared)").replace("mode: ", "mode: Mode::")
+    text.replace(", Shared)", ", Backing::Shared)").replace(", Private)", ", Backing::Private)").replace("mode: ", "mode: Mode::")
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@ use super::draw::{Drawer, Faults};
 use super::ledger::{Ledger, Step};
 use super::pairs::Pairs;
 use crate::{CoreWorld, Touched};
-use gmem_hal::Access;
+use gmem_hal::{Access, Backing};
 use gmem_sim::random::{Op, Outcome, PageRun, Refusal, Spot};
 use gmem_sim::{Reason, yield_point};
 use std::cell::RefCell;
@@ -157,10 +157,11 @@ impl Shared {
             return Ok(());
         }
         self.ledger.borrow_mut().begin_change(run, unmapping);
+        let since = self.ledger.borrow().now;
         let outcome = self.act(op);
         let mut ledger = self.ledger.borrow_mut();
         match (op, &outcome) {
-            (Op::Map(_, prot, _), Outcome::Done) => ledger.end_map(run, *prot),
+            (Op::Map(_, prot, backing), Outcome::Done) => ledger.end_map(run, *prot, *backing),
             (Op::Unmap(_), Outcome::Done) => ledger.end_unmap(run),
             (Op::Protect(_, prot), Outcome::Done) => ledger.end_protect(run, *prot),
             _ => ledger.end_unchanged(run),
@@ -168,6 +169,12 @@ impl Shared {
         match outcome {
             Outcome::Done => Ok(()),
             Outcome::Refused(Refusal::Failed | Refusal::NoRoom) if self.excused() => Ok(()),
+            // Nobody can give a replica private memory.
+            Outcome::Refused(Refusal::Invalid)
+                if matches!(op, Op::Map(_, _, Backing::Private)) && ledger.could_have_replica(run.space, since) =>
+            {
+                Ok(())
+            }
             other => Err(format!("{other:?}, but it makes sense and nothing stood in its way")),
         }
     }

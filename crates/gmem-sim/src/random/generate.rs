@@ -239,7 +239,7 @@ impl Generator {
         let page = if near { Some(self.rng.below(pages.min(6))) } else { None };
         let page = page.filter(|page| model.prot(space, *page).is_some()).or_else(|| self.mapped_page(model, space));
         let page = page.filter(|_| !wild).unwrap_or_else(|| self.rng.below(pages));
-        let size = model.shape().page_size.bytes();
+        let size = model.shape().size_of(space, page).bytes();
         let offset = self.rng.below(size);
         Spot { space, page, offset, len: 1 + self.rng.below((size - offset).min(64)) }
     }

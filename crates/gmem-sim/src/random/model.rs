@@ -296,7 +296,7 @@ impl Model {
     }
 
     fn store(&mut self, spot: &Spot, fill: u8) {
-        let size = self.shape.page_size.bytes() as usize;
+        let size = self.shape.size_of(spot.space, spot.page).bytes() as usize;
         let page = &mut self.pages[spot.space][spot.page as usize];
         for content in &mut page.contents {
             let bytes = content.get_or_insert_with(|| vec![0; size].into_boxed_slice());
@@ -310,7 +310,7 @@ impl Model {
         for (space, pages) in self.pages.iter().enumerate() {
             let device = (0..self.shape.devices.len()).find(|device| self.works(space, *device));
             for (page, _) in pages.iter().enumerate().filter(|(_, p)| p.prot.is_some_and(|prot| prot.allows(Access::Read))) {
-                let spot = Spot { space, page: page as u64, offset: 0, len: self.shape.page_size.bytes() };
+                let spot = Spot { space, page: page as u64, offset: 0, len: self.shape.size_of(space, page as u64).bytes() };
                 match device {
                     _ if self.shape.spaces[space].cpu_visible => ops.push(Op::CpuRead(spot)),
                     Some(device) => ops.push(Op::DevRead(device, spot)),

@@ -1,14 +1,16 @@
 //! What can be done to a world, in words that do not depend on it: indices of spaces, devices and pages.
 
-use gmem_hal::{Backing, ByteLen, Mode, PageSize, Prot, VirtAddr, VirtRange};
+use gmem_hal::{Backing, Mode, PageSize, Prot, VirtAddr, VirtRange};
 
 /// One address space of a world.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct SpaceShape {
     /// Where it begins.
     pub base: VirtAddr,
-    /// How many pages it has.
+    /// How many pages it has, larger ones included.
     pub pages: u64,
+    /// The last of them can be larger than the others: of each size, in ascending order, how many. They begin at multiples of their size.
+    pub larger: &'static [(PageSize, u64)],
     /// Whether the CPU sees it.
     pub cpu_visible: bool,
 }
@@ -16,7 +18,7 @@ pub struct SpaceShape {
 /// The size of a world.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Shape {
-    /// The size of every page.
+    /// The size of every page but the larger ones.
     pub page_size: PageSize,
     /// The address spaces.
     pub spaces: Vec<SpaceShape>,
@@ -24,7 +26,7 @@ pub struct Shape {
     pub devices: Vec<Vec<Mode>>,
     /// The backing of the regions, drawn from these.
     pub backings: Vec<Backing>,
-    /// How many pages each device has room for.
+    /// How many pages each device has room for, if none is larger.
     pub frames: u64,
 }
 
@@ -32,7 +34,7 @@ impl Shape {
     /// Three address spaces of 4 KiB pages, 256 in all, the last of which only devices see, at the addresses of the first; and four devices, all
     /// exclusive. With 32 frames each, they hold half of it.
     pub fn standard() -> Self {
-        let space = |base: u64, pages, cpu_visible| SpaceShape { base: VirtAddr::new(base), pages, cpu_visible };
+        let space = |base: u64, pages, cpu_visible| SpaceShape { base: VirtAddr::new(base), pages, larger: &[], cpu_visible };
         Self {
             page_size: PageSize::Size4K,
             spaces: vec![space(0x10_0000_0000, 96, true), space(0x20_0000_0000, 96, true), space(0x10_0000_0000, 64, false)],
@@ -42,22 +44,81 @@ impl Shape {
         }
     }
 
+    /// The pages of one size of an address space, by size: the size, the first page, how many, and where the first begins. Ascending.
+    fn zones(&self, space: usize) -> impl Iterator<Item = (PageSize, u64, u64, u64)> {
+        let SpaceShape { base, pages, larger, .. } = self.spaces[space];
+        let small = pages - larger.iter().map(|(_, count)| count).sum::<u64>();
+        let (mut first, mut at) = (0, base.get());
+        [(self.page_size, small)].into_iter().chain(larger.iter().copied()).map(move |(size, count)| {
+            let zone = (size, first, count, at.next_multiple_of(size.bytes()));
+            (first, at) = (first + count, zone.3 + count * size.bytes());
+            zone
+        })
+    }
+
+    /// The size of a page.
+    pub fn size_of(&self, space: usize, page: u64) -> PageSize {
+        if self.spaces[space].larger.is_empty() {
+            return self.page_size;
+        }
+        let zone = self.zones(space).find(|(_, first, count, _)| page < first + count);
+        zone.unwrap_or_else(|| panic!("address space {space} has no page {page}")).0
+    }
+
+    /// Where a page begins; where the address space ends for the one after the last.
+    pub fn start(&self, space: usize, page: u64) -> VirtAddr {
+        let SpaceShape { base, larger, .. } = self.spaces[space];
+        if larger.is_empty() {
+            return VirtAddr::new(base.get() + page * self.page_size.bytes());
+        }
+        let zone = self.zones(space).find(|(_, first, count, _)| page < first + count).or_else(|| self.zones(space).last());
+        let (size, first, _, at) = zone.expect("an address space has pages");
+        VirtAddr::new(at + (page - first) * size.bytes())
+    }
+
+    /// The number of the page at `va`, if it is one of the address space.
+    pub fn page_at(&self, space: usize, va: VirtAddr) -> Option<u64> {
+        self.zones(space).find_map(|(size, first, count, at)| {
+            let page = va.get().checked_sub(at)? >> size.shift();
+            (page < count).then_some(first + page)
+        })
+    }
+
+    /// The numbers of the pages that a range of addresses touches.
+    pub fn pages_in(&self, space: usize, range: VirtRange) -> impl Iterator<Item = u64> {
+        self.zones(space).flat_map(move |(size, first, count, at)| {
+            let from = range.start().get().saturating_sub(at) >> size.shift();
+            let end = range.end().get().saturating_sub(at).div_ceil(size.bytes()).min(count);
+            (from..end).map(move |page| first + page)
+        })
+    }
+
+    /// Whether the pages of a run have one size, so that one region can hold them.
+    pub fn is_of_one_size(&self, run: &PageRun) -> bool {
+        self.size_of(run.space, run.first) == self.size_of(run.space, run.first + run.count - 1)
+    }
+
     /// The addresses of an address space.
     pub fn space_range(&self, space: usize) -> VirtRange {
         let SpaceShape { base, pages, .. } = self.spaces[space];
-        VirtRange::from_len(base, ByteLen(pages * self.page_size.bytes())).expect("an address space has pages and does not wrap")
+        VirtRange::new(base, self.start(space, pages)).expect("an address space has pages and does not wrap")
     }
 
-    /// The addresses of some pages.
+    /// The addresses of some pages, and of what lies between those of different sizes.
     pub fn range(&self, run: &PageRun) -> VirtRange {
-        let size = self.page_size.bytes();
-        let start = VirtAddr::new(self.spaces[run.space].base.get() + run.first * size);
-        VirtRange::from_len(start, ByteLen(run.count * size)).expect("a run of pages is never empty")
+        let last = run.first + run.count - 1;
+        let end = self.start(run.space, last).get() + self.size_of(run.space, last).bytes();
+        VirtRange::new(self.start(run.space, run.first), VirtAddr::new(end)).expect("a run of pages is never empty")
+    }
+
+    /// All pages of an address space, in runs of one size.
+    pub fn runs(&self, space: usize) -> impl Iterator<Item = PageRun> {
+        self.zones(space).map(move |(_, first, count, _)| PageRun { space, first, count }).filter(|run| run.count > 0)
     }
 
     /// The address of some bytes.
     pub fn va(&self, spot: &Spot) -> VirtAddr {
-        VirtAddr::new(self.spaces[spot.space].base.get() + spot.page * self.page_size.bytes() + spot.offset)
+        VirtAddr::new(self.start(spot.space, spot.page).get() + spot.offset)
     }
 }
 
@@ -169,4 +230,26 @@ pub enum Outcome {
     Loaded(Vec<u8>),
     /// It was refused and, by the rules, changed nothing that can be seen.
     Refused(Refusal),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn larger_pages_follow_the_small_ones_at_multiples_of_their_size() {
+        let base = VirtAddr::new(0x10_0000_0000);
+        let larger: &[_] = &[(PageSize::Size64K, 2), (PageSize::Size2M, 1)];
+        let shape = Shape { spaces: vec![SpaceShape { base, pages: 8, larger, cpu_visible: true }], ..Shape::standard() };
+        let starts: Vec<u64> = (0..=8).map(|page| shape.start(0, page).get() - base.get()).collect();
+        assert_eq!(starts, [0, 0x1000, 0x2000, 0x3000, 0x4000, 0x1_0000, 0x2_0000, 0x20_0000, 0x40_0000]);
+        for page in 0..8 {
+            let last = VirtAddr::new(shape.start(0, page).get() + shape.size_of(0, page).bytes() - 1);
+            assert_eq!((shape.page_at(0, shape.start(0, page)), shape.page_at(0, last)), (Some(page), Some(page)));
+        }
+        assert_eq!(shape.page_at(0, VirtAddr::new(base.get() + 0x5000)), None, "what lies between two sizes is no page");
+        let run = PageRun { space: 0, first: 4, count: 2 };
+        assert_eq!(shape.pages_in(0, shape.range(&run)).collect::<Vec<_>>(), [4, 5]);
+        assert!(!shape.is_of_one_size(&run) && shape.is_of_one_size(&PageRun { count: 1, ..run }));
+    }
 }

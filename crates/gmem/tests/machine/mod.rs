@@ -18,7 +18,7 @@ const INTEGRATED: usize = 4;
 /// Three address spaces of 4 KiB pages, 256 in all, the last of which only devices see, at the addresses of the first. Four devices with memory of their own,
 /// one of them a peer, and one without.
 pub(crate) fn shape() -> Shape {
-    let space = |base: u64, pages, cpu_visible| SpaceShape { base: gmem::VirtAddr::new(base), pages, cpu_visible };
+    let space = |base: u64, pages, cpu_visible| SpaceShape { base: gmem::VirtAddr::new(base), pages, larger: &[], cpu_visible };
     let exclusive = vec![Mode::CoherentExclusive];
     let either = vec![Mode::CoherentExclusive, Mode::Replicate];
     Shape {
