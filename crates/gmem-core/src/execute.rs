@@ -107,6 +107,8 @@ impl<P: Platform> Op<'_, P> {
     /// quarantined.
     fn mistrust(&mut self, step: Step, error: FaultError) {
         let context = match step {
+            // It was the owner that did not answer or is gone, not whoever asks for its page; and the step itself saw to that.
+            Step::PeerUnmap { .. } => return,
             Step::CopyOut => &self.from,
             _ => &self.to,
         };

@@ -600,3 +600,30 @@ fn an_attach_that_is_not_activated_is_none() {
         s.run();
     });
 }
+
+/// A peer that is gone, or that does not answer, could not give up its page; and whoever asked for the page was taken for gone itself, though it still used its table.
+#[test]
+fn who_asks_for_the_page_of_a_peer_that_fails_does_not_fail_with_it() {
+    for dies in [true, false] {
+        let w = world(1);
+        map(&w, 0, 4, PageSize::Size4K);
+        let (p, idp, _) = add(&w, dev(&w, "p", 64 << 10).capabilities(Capabilities::REPLAYABLE | Capabilities::PEER));
+        let (r, idr, _) = add(&w, dev(&w, "r", 64 << 10));
+        w.core.attach(w.s, idp, Mode::CoherentExclusive, false).unwrap();
+        w.core.attach(w.s, idr, Mode::Replicate, false).unwrap();
+        let (pp, pr) = (p.pmap_for(w.s).unwrap(), r.pmap_for(w.s).unwrap());
+        device_write(&p, idp, &*w.core, pp, va(0), &[1]).unwrap();
+        if dies {
+            p.kill();
+        } else {
+            w.sim.fail_chance_on(p.number(), Callback::PeerUnmap, 1000, Injected::Device(DeviceError::NoAnswer));
+        }
+        assert!(device_read(&r, idr, &*w.core, pr, va(0), &mut [0]).is_err(), "the peer gave its page up");
+        assert!(!w.core.context(w.s, idr).unwrap().fenced, "the replica was fenced");
+        device_write(&r, idr, &*w.core, pr, va(1), &[2]).unwrap();
+        let mut b = [0];
+        cpu_read(&w.host, &*w.core, va(1), &mut b).unwrap();
+        assert_eq!(b[0], 2);
+        w.core.detach(w.s, idr).unwrap();
+    }
+}
