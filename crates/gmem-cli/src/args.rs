@@ -313,6 +313,8 @@ pub(crate) enum WorldArg {
     Sizes,
     /// Pages of 4 KiB in both backings
     Backed,
+    /// Devices that take what is in their memory with them when they die
+    Mortal,
 }
 
 #[derive(Args, Debug)]

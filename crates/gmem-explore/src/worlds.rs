@@ -23,6 +23,8 @@ pub struct Kind {
     pub frames: u64,
     /// In how many pools.
     pub pools: u64,
+    /// What is in the memory of a device that dies is still there.
+    pub survives: bool,
     /// The devices, by index.
     pub devices: &'static [Plan],
 }
@@ -57,6 +59,7 @@ pub const STANDARD: Kind = Kind {
     backings: &[Backing::Shared],
     frames: 32,
     pools: 1,
+    survives: true,
     devices: &[
         (EXCLUSIVE, |d| d.caches_absent()),
         (EXCLUSIVE, |d| d.tlb_entries(4).accessed_bits().reaches_peers()),
@@ -114,8 +117,11 @@ pub const SIZES: Kind = Kind {
 /// The same with small pages of both backings, as long as no replica is attached.
 pub const BACKED: Kind = Kind { name: "regions of both backings", backings: &[Backing::Shared, Backing::Private], ..CAMPAIGN };
 
+/// The same with devices that take what is in their memory with them when they die.
+pub const MORTAL: Kind = Kind { name: "memory that dies with its device", survives: false, ..CAMPAIGN };
+
 /// The worlds of campaigns, each with the name of its constant.
-pub const CAMPAIGNS: &[(&str, Kind)] = &[("CAMPAIGN", CAMPAIGN), ("SIZES", SIZES), ("BACKED", BACKED)];
+pub const CAMPAIGNS: &[(&str, Kind)] = &[("CAMPAIGN", CAMPAIGN), ("SIZES", SIZES), ("BACKED", BACKED), ("MORTAL", MORTAL)];
 
 /// Devices that cannot replay faults, beside one that can.
 pub const BLIND: Kind = Kind {
@@ -202,7 +208,8 @@ impl Kind {
         let builder = |(n, (modes, special)): (usize, &Plan)| {
             let memory = ByteLen(self.page_size.bytes() * self.frames);
             let modes = modes.iter().fold(Modes::empty(), |all, mode| all | mode.as_set());
-            let device = SimDevice::builder(sim, &format!("device {n}")).memory(memory).modes(modes).memory_survives();
+            let device = SimDevice::builder(sim, &format!("device {n}")).memory(memory).modes(modes);
+            let device = if self.survives { device.memory_survives() } else { device };
             canary.into_iter().fold(special(device), DeviceBuilder::canary)
         };
         CoreWorld::new(sim, &self.shape(), self.devices.iter().enumerate().map(builder).collect(), self.pools)

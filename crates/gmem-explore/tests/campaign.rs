@@ -60,6 +60,18 @@ fn pages_of_every_size_and_backing_move() {
     assert_eq!(missing(&all.arrivals), Vec::<&str>::new());
 }
 
+/// Where memory dies with its device, what was only there is refused until it is discarded or unmapped, and everything else is right.
+#[test]
+fn what_is_lost_with_a_device_is_never_there_again() {
+    let mut losses = 0;
+    for seed in 0..6 {
+        let ended = Campaign { kind: worlds::MORTAL, seed, ..SHORT }.run();
+        ended.expect_clean();
+        losses += ended.losses;
+    }
+    assert_ne!(losses, 0, "no page was lost");
+}
+
 #[test]
 fn threads_of_control_alone_are_refused_nothing_without_a_reason() {
     for faults in [Faults::None, Faults::Some] {

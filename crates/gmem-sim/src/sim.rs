@@ -193,6 +193,11 @@ impl Sim {
         self.memory_read(at, buf, None);
     }
 
+    /// Whether bytes of a device's memory were lost with it, and nobody wrote there since. Without a trace.
+    pub fn is_lost(&self, at: PhysAddr, len: ByteLen) -> bool {
+        self.pool(at.hnode).is_some_and(|dram| dram.is_lost(at.addr, len.get()))
+    }
+
     /// The `len` bytes at a physical address, all in one page, where they are; `None` if the memory does not exist. Without a trace and without checks, like
     /// [`Sim::peek`].
     pub fn inspect<R>(&self, at: PhysAddr, len: ByteLen, f: impl FnOnce(Option<&[u8]>) -> R) -> R {

@@ -35,6 +35,7 @@ impl WorldArg {
             Self::Standard => worlds::CAMPAIGN,
             Self::Sizes => worlds::SIZES,
             Self::Backed => worlds::BACKED,
+            Self::Mortal => worlds::MORTAL,
         };
         Campaign { kind, ..Campaign::new(seed) }
     }

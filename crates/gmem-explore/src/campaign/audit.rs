@@ -247,6 +247,13 @@ impl Auditor {
         if self.locked[space] || sight.is_some_and(|sight| sight.busy) {
             return Ok(false);
         }
+        if sight.is_some_and(|sight| is_lost(world, space, va, page, &sight)) {
+            ledger.lose(space, page);
+            return Ok(true);
+        }
+        if ledger.is_lost(space, page) && !ledger.came_back(space, page) {
+            return Err(format!("page {page} of space {space} ({va}): its bytes were lost with a device, but it is there ({sight:?})"));
+        }
         let wrong = self.compare(world, ledger, space, va, page, sight.as_ref());
         let strays = ledger.has_strays(space, page);
         let wrong = wrong.filter(|_| !strays || !self.is_stray(world, ledger, space, va, page, sight.as_ref()));
@@ -303,7 +310,9 @@ impl Auditor {
             }
         }
         let size = world.shape.size_of(space, page as u64);
-        places.into_iter().flatten().find_map(|place| differ(world, place, size, right))
+        // A copy that was lost while the home is good is nobody's concern: it can only be dropped.
+        let good = |place: &PhysAddr| sight.is_none_or(|s| s.state != State::Duplicated) || !world.sim.is_lost(*place, size.len());
+        places.into_iter().flatten().filter(good).find_map(|place| differ(world, place, size, right))
     }
 }
 
@@ -320,6 +329,13 @@ fn places(world: &CoreWorld, space: usize, va: VirtAddr, sight: Option<&PageSigh
     };
     let home = if sight.state == State::Duplicated && sight.home { Some(home()?) } else { None };
     Ok([Some(frame), home])
+}
+
+/// Whether the only copy of an idle page is in memory whose content was lost.
+fn is_lost(world: &CoreWorld, space: usize, va: VirtAddr, page: usize, sight: &PageSight) -> bool {
+    let place = if sight.state == State::Device { places(world, space, va, Some(sight)) } else { Ok([None; 2]) };
+    let size = world.shape.size_of(space, page as u64).len();
+    place.is_ok_and(|place| place.into_iter().flatten().any(|at| world.sim.is_lost(at, size)))
 }
 
 /// Whether a page is on a device that the core gave up in this address space.

@@ -78,6 +78,8 @@ pub struct Page {
     pub unmapping: bool,
     /// How many discards of it are under way, each of which may make it zero once.
     discards: u32,
+    /// Since when its bytes are lost with a device: until it is discarded or unmapped, every access to it must end with an error.
+    lost: Option<Step>,
     last_zero: Step,
     /// Stores of contexts that the core had given up, as long as the page may be where they went.
     strays: Vec<Stray>,
@@ -99,6 +101,7 @@ impl Page {
             changing: false,
             unmapping: false,
             discards: 0,
+            lost: None,
             last_zero: NEVER,
             strays: Vec::new(),
             held: 0,
@@ -166,6 +169,8 @@ pub struct Ledger {
     pub now: Step,
     /// Pages whose bytes changed here since the auditor last looked.
     pub touched: Vec<(usize, usize)>,
+    /// How often a page was lost with a device.
+    pub losses: u64,
     regions: u32,
 }
 
@@ -180,6 +185,7 @@ impl Ledger {
             shape: shape.clone(),
             now: 1,
             touched: Vec::new(),
+            losses: 0,
             regions: 0,
         }
     }
@@ -306,6 +312,9 @@ impl Ledger {
 
     /// A load was made: whether it loaded what is there.
     pub fn load(&self, spot: &Spot, loaded: &[u8]) -> Result<(), String> {
+        if self.page(spot).lost.is_some() && !self.page(spot).unmapping {
+            return Err(format!("page {} of space {} was loaded, but its bytes are lost", spot.page, spot.space));
+        }
         let right = |at: u64| self.page(spot).bytes().map_or(0, |bytes| bytes[at as usize]);
         let wrong = (spot.offset..).zip(loaded).find(|(at, byte)| !self.page(spot).may_hold(*at, **byte));
         match wrong {
@@ -319,6 +328,36 @@ impl Ledger {
                 right(at)
             )),
         }
+    }
+
+    /// The auditor saw that the page is only in memory that died: its bytes are lost.
+    pub fn lose(&mut self, space: usize, page: usize) {
+        let now = self.now;
+        let page = &mut self.pages[space][page];
+        if page.lost.is_none() {
+            self.losses += 1;
+        }
+        page.lost.get_or_insert(now);
+        page.bytes = None;
+        page.strays.clear();
+    }
+
+    /// Whether the bytes of the page are lost.
+    pub fn is_lost(&self, space: usize, page: usize) -> bool {
+        self.pages[space][page].lost.is_some()
+    }
+
+    /// The auditor saw that a page is somewhere whose bytes were lost: whether a discard can have brought it back, as zeros, or it is being unmapped.
+    pub fn came_back(&mut self, space: usize, page: usize) -> bool {
+        let now = self.now;
+        let page = &mut self.pages[space][page];
+        if page.unmapping {
+            return true;
+        }
+        if page.discards > 0 {
+            (page.lost, page.last_zero) = (None, now);
+        }
+        page.lost.is_none()
     }
 
     /// A discard begins. Answers the time, for [`Ledger::end_discard`].
@@ -335,15 +374,16 @@ impl Ledger {
 
     /// It has ended; if it was done, every page must have been zero meanwhile.
     pub fn end_discard(&mut self, run: &PageRun, since: Step, done: bool) -> Result<(), String> {
-        let mut kept = None;
+        let mut first = None;
         for (at, page) in (run.first..).zip(self.run_mut(run)) {
             // It may have been unmapped meanwhile, which ends the discard of what was there.
             page.discards = page.discards.saturating_sub(1);
-            if done && page.last_zero < since && page.bytes.is_some() && !page.unmapping {
-                kept = kept.or(Some(at));
+            let kept = || page.last_zero < since && page.bytes.is_some() || page.lost.is_some_and(|lost| lost <= since);
+            if done && !page.unmapping && kept() {
+                first = first.or(Some(at));
             }
         }
-        kept.map_or(Ok(()), |page| Err(format!("page {page} of space {} was discarded, but is as before", run.space)))
+        first.map_or(Ok(()), |page| Err(format!("page {page} of space {} was discarded, but is as before", run.space)))
     }
 
     /// The auditor saw that a page is zero which was not: whether a discard can have made it so.

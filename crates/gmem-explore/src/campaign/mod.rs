@@ -26,6 +26,7 @@ pub use draw::{Drawer, Faults, ROLES, Role};
 pub use ledger::{Ledger, Page};
 pub use tell::test_of;
 
+use crate::CoreWorld;
 use crate::defects::Defect;
 use crate::worlds::{CAMPAIGN, CAMPAIGNS, Kind};
 use gmem_hal::{Mode, Prot};
@@ -83,6 +84,8 @@ pub struct Ended {
     pub steps: u64,
     /// How many acts were begun.
     pub acts: u64,
+    /// How often a page was lost with a device.
+    pub losses: u64,
     /// A hash of everything that happened.
     pub trace_hash: u64,
     /// What it has been through.
@@ -202,13 +205,14 @@ impl Campaign {
 /// A run that failed before it began.
 fn nothing(sim: &Sim, why: String) -> Ended {
     let failure = Some(Failure { why, controls: String::new(), tail: sim.trace_tail() });
-    Ended { failure, steps: 0, acts: 0, trace_hash: sim.trace_hash(), coverage: Coverage::default(), case: Case::default() }
+    Ended { failure, steps: 0, acts: 0, losses: 0, trace_hash: sim.trace_hash(), coverage: Coverage::default(), case: Case::default() }
 }
 
 /// The end of a run: if nothing went wrong so far, every byte is looked at and everything taken apart.
 fn finish(sim: &Sim, shared: Rc<Shared>, auditor: Auditor, steps: u64, schedule: Vec<u8>, failure: Option<(String, String)>) -> Ended {
     let coverage = Coverage::of(&shared.world, &shared.pairs.borrow(), &auditor);
     let acts = shared.pairs.borrow().begun();
+    let losses = shared.ledger.borrow().losses;
     let case = Case { acts: shared.done.take(), schedule };
     let failure = failure.or_else(|| {
         let shared = Rc::try_unwrap(shared).unwrap_or_else(|_| panic!("every thread of control has ended"));
@@ -220,7 +224,32 @@ fn finish(sim: &Sim, shared: Rc<Shared>, auditor: Auditor, steps: u64, schedule:
         // What a broken world holds is leaked, because its destructors could not bear it; let that be little.
         sim.give_up_memory();
     }
-    Ended { failure, steps, acts, trace_hash: sim.trace_hash(), coverage, case }
+    Ended { failure, steps, acts, losses, trace_hash: sim.trace_hash(), coverage, case }
+}
+
+/// What is lost with a device is refused as that, until somebody says that it need not be there.
+fn give_up_lost(world: &CoreWorld, ledger: &mut Ledger) -> Result<(), String> {
+    for space in 0..world.spaces.len() {
+        for page in 0..world.shape.spaces[space].pages {
+            if !ledger.is_lost(space, page as usize) {
+                continue;
+            }
+            let spot = Spot { space, page, offset: 0, len: 1 };
+            let loaded = world.act(&Op::CpuRead(spot), &mut |_| {});
+            if !matches!(loaded, Outcome::Refused(Refusal::Failed | Refusal::Invalid)) {
+                return Err(format!("page {page} of address space {space} is lost, and a load of it ended as {loaded:?}"));
+            }
+            let run = PageRun { space, first: page, count: 1 };
+            let since = ledger.begin_discard(&run);
+            let discarded = world.act(&Op::Discard(run), &mut |_| {});
+            if discarded != Outcome::Done {
+                return Err(format!("page {page} of address space {space} is lost, and cannot be discarded: {discarded:?}"));
+            }
+            ledger.came_back(space, page as usize);
+            ledger.end_discard(&run, since, true)?;
+        }
+    }
+    Ok(())
 }
 
 /// Nothing fails any more: every byte must be there, and everything must come apart.
@@ -238,6 +267,7 @@ fn take_apart(shared: Shared, auditor: Auditor) -> Result<(), String> {
         auditor.check(&world, ledger, &[])
     };
     look(&mut ledger)?;
+    give_up_lost(&world, &mut ledger)?;
     // Those who share a table go before the one whose it is.
     for share in [true, false] {
         for (device, modes) in world.shape.devices.iter().enumerate().filter(|(_, modes)| modes.contains(&Mode::Share) == share) {

@@ -140,6 +140,9 @@ impl Shared {
     fn act_and_judge(&self, op: &Op) -> (Outcome, Result<(), String>) {
         let mut right = Ok(());
         let outcome = self.world.act(op, &mut |touched| match touched {
+            Touched::Stored(spot, _) if self.ledger.borrow().is_lost(spot.space, spot.page as usize) => {
+                right = Err(format!("page {} of space {} was stored to, but its bytes are lost", spot.page, spot.space));
+            }
             Touched::Stored(spot, fill) => self.ledger.borrow_mut().store(&spot, fill),
             Touched::Astray(spot, fill) => self.ledger.borrow_mut().stray_store(&spot, fill),
             Touched::Loaded(spot, bytes) => right = self.ledger.borrow().load(&spot, bytes),

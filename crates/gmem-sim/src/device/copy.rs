@@ -52,16 +52,26 @@ impl SimDevice {
                 self.assert_source(src, len, "a copy from");
             }
         };
+        // What was lost with its device is nowhere to be copied from, whoever asks.
+        let gone = || src.is_some_and(|src| self.is.sim.is_lost(src, len));
         let was_dead = self.is_dead();
         check();
+        if gone() {
+            return Err(DeviceError::CopyFailed);
+        }
         self.is.sim.clock().advance_ns(self.is.latency_ns + len.get() * 1000 / self.is.bytes_per_us);
         moved(0);
         sched::yield_point(Reason::Inside("copy"));
         check();
         let died = self.is_dead() && !was_dead && !self.is.memory_survives;
-        if fail || died {
+        let gone = gone();
+        if fail || died || gone {
             self.is.sim.memory_write(PhysAddr { addr: dst.addr + half, ..dst }, &scribble(half as usize), None);
-            return if died { Err(DeviceError::Dead) } else { Ok(()) };
+            return match () {
+                () if died => Err(DeviceError::Dead),
+                () if gone => Err(DeviceError::CopyFailed),
+                () => Ok(()),
+            };
         }
         let torn = src.is_some() && self.shows(Canary::TearsCopies, 8);
         if !torn {

@@ -9,16 +9,21 @@ const POWER_ON: u8 = 0xa5;
 /// What a failed copy or fill leaves behind.
 const SCRIBBLE: u8 = 0xee;
 
+/// Loss is kept at this grain: half of the smallest page, because copies come in halves.
+const LOSS_GRAIN: usize = 2048;
+
 /// The bytes of one device, at the addresses of its [`PhysRange`].
 pub(crate) struct Dram {
     owner: u32,
     range: PhysRange,
     bytes: Mutex<Vec<u8>>,
+    /// Grains whose bytes were lost, and that were not written whole since. Empty as long as nothing was lost.
+    lost: Mutex<Vec<bool>>,
 }
 
 impl Dram {
     pub(super) fn new(owner: u32, range: PhysRange) -> Self {
-        Self { owner, range, bytes: Mutex::new(vec![POWER_ON; range.len().get() as usize]) }
+        Self { owner, range, bytes: Mutex::new(vec![POWER_ON; range.len().get() as usize]), lost: Mutex::default() }
     }
 
     /// The number of the device it belongs to.
@@ -52,6 +57,12 @@ impl Dram {
 
     /// Writes. False if the addresses are not this memory's.
     pub(crate) fn write(&self, addr: u64, buf: &[u8]) -> bool {
+        let mut lost = lock(&self.lost);
+        if !lost.is_empty() {
+            let at = addr.wrapping_sub(self.range.begin) as usize;
+            let whole = at.div_ceil(LOSS_GRAIN)..at.saturating_add(buf.len()) / LOSS_GRAIN;
+            lost.get_mut(whole).into_iter().for_each(|grains| grains.fill(false));
+        }
         self.with(addr, buf.len(), |part| part.copy_from_slice(buf))
     }
 
@@ -62,7 +73,17 @@ impl Dram {
 
     /// All of it is lost.
     pub(super) fn power_cycle(&self) {
-        lock(&self.bytes).fill(POWER_ON);
+        let mut bytes = lock(&self.bytes);
+        bytes.fill(POWER_ON);
+        *lock(&self.lost) = vec![true; bytes.len().div_ceil(LOSS_GRAIN)];
+    }
+
+    /// Whether some of these bytes were lost, and nobody wrote there since.
+    pub(crate) fn is_lost(&self, addr: u64, len: u64) -> bool {
+        let lost = lock(&self.lost);
+        let at = addr.wrapping_sub(self.range.begin) as usize;
+        let grains = at / LOSS_GRAIN..at.saturating_add(len as usize).div_ceil(LOSS_GRAIN);
+        lost.get(grains).is_some_and(|grains| grains.contains(&true))
     }
 }
 

@@ -55,10 +55,6 @@ impl FrameMap {
     pub(super) fn free_bytes(&self) -> u64 {
         self.taken.iter().filter(|taken| !**taken).count() as u64 * GRAIN
     }
-
-    pub(super) fn clear(&mut self) {
-        self.taken.fill(false);
-    }
 }
 
 impl Frames for SimDevice {

@@ -125,10 +125,7 @@ impl SimDevice {
         let contexts = lock(&self.contexts);
         let known = contexts.live.len() + contexts.gone.len();
         drop(contexts);
-        // The memory of a dead device is as good as free, unless it outlives it.
-        let forgotten = self.is_dead() && !self.is.memory_survives;
-        let taken = if forgotten { 0 } else { self.is.memory.len().get() - self.free_bytes() };
-        Some((known, taken))
+        Some((known, self.is.memory.len().get() - self.free_bytes()))
     }
 
     /// The table it has for an address space.
@@ -151,11 +148,15 @@ impl SimDevice {
         lock(&self.contexts).translation(pmap, va).map_or(Prot::empty(), |(_, prot)| prot)
     }
 
-    /// It dies: it touches no memory again, and answers [`DeviceError::Dead`] to everything until it is revived. Nobody is told; see
-    /// [`SimDevice::report_lost`].
+    /// It dies: it touches no memory again, and answers [`DeviceError::Dead`] to everything until it is revived. Unless its memory survives, all of its
+    /// content is lost. Nobody is told; see [`SimDevice::report_lost`].
     pub fn kill(&self) {
         self.is.sim.event("kill", [u64::from(self.number), 0, 0, 0]);
-        lock(&self.life).dead = true;
+        let died = !std::mem::replace(&mut lock(&self.life).dead, true);
+        if died && !self.is.memory_survives {
+            self.is.sim.changes.note(Change::Power);
+            self.dram.power_cycle();
+        }
         let mut contexts = lock(&self.contexts);
         let mut index = lock(&self.is.sim.index);
         let all: Vec<PmapId> = contexts.live.keys().copied().collect();
@@ -169,20 +170,13 @@ impl SimDevice {
         }
     }
 
-    /// It works again, empty: no context and, unless its memory survives, nothing of its memory's content. Calls about contexts from before still answer
-    /// [`DeviceError::Dead`].
+    /// It works again, without any context. Calls about contexts from before still answer [`DeviceError::Dead`]; which frames they have, its driver still
+    /// knows, though what was in them is lost unless its memory survives.
     pub fn revive(&self) {
         self.is.sim.event("revive", [u64::from(self.number), 0, 0, 0]);
         let mut life = lock(&self.life);
         life.dead = false;
         life.current = None;
-        if self.is.memory_survives {
-            return;
-        }
-        self.is.sim.changes.note(Change::Power);
-        self.dram.power_cycle();
-        lock(&self.frames).clear();
-        lock(&self.peer).clear();
     }
 
     /// The driver noticed the death: it tells the core for each of the contexts that the device had.

@@ -138,10 +138,10 @@ impl SimDevice {
         }
     }
 
-    /// A peer whose memory outlives it touches nothing any more, so its bytes are there to be copied.
+    /// A peer whose memory outlives it touches nothing any more, so its bytes are there to be copied. Else they are lost, and only the page can be given up.
     fn unmap_of_the_dead(&self, request: &PeerUnmap) -> Result<(), DeviceError> {
         let PeerUnmap { pmap, va, len, copy } = *request;
-        if !self.is.memory_survives {
+        if copy.is_some() && !self.is.memory_survives {
             return Err(DeviceError::Dead);
         }
         let Some(page) = lock(&self.peer).pages.get(&(pmap, va.get())).copied() else { return Ok(()) };
@@ -269,9 +269,7 @@ impl Peer for SimDevice {
         let filled = self.transfer(frame, copy, len, false);
         sched::yield_point(Reason::Inside("peer_map"));
         if self.peer_gone(pmap) || filled.is_err() {
-            if self.is.memory_survives {
-                lock(&self.frames).free(frame.addr, size);
-            }
+            lock(&self.frames).free(frame.addr, size);
             return Err(DeviceError::Dead.into());
         }
         let page = Page { frame, size, used: lock(&self.peer).tick(), evicting: false };
