@@ -72,6 +72,18 @@ fn what_is_lost_with_a_device_is_never_there_again() {
     assert_ne!(losses, 0, "no page was lost");
 }
 
+/// While memory stays short, the host's or a device's, every act ends; what it is refused for is an error that says so, and no byte is wrong.
+#[test]
+fn every_act_ends_while_memory_stays_short() {
+    let mut shortages = 0;
+    for seed in 0..4 {
+        let ended = Campaign { faults: Faults::Some, steps: 40_000, ..Campaign::drawn(seed) }.run();
+        ended.expect_clean();
+        shortages += ended.case.acts.iter().flatten().filter(|act| matches!(act, Act::Short(..))).count();
+    }
+    assert!(shortages > 4, "memory was short {shortages} times");
+}
+
 #[test]
 fn threads_of_control_alone_are_refused_nothing_without_a_reason() {
     for faults in [Faults::None, Faults::Some] {

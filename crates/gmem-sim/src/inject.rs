@@ -89,6 +89,19 @@ pub enum Injected {
     OutOfMemory,
 }
 
+impl Injected {
+    /// Whether it says that there is no memory.
+    fn is_shortage(&self) -> bool {
+        const SHORTAGES: [Injected; 4] = [
+            Injected::Device(DeviceError::NoMemory),
+            Injected::Peer(PeerError::NoMemory),
+            Injected::Host(HostError::NoMemory),
+            Injected::OutOfMemory,
+        ];
+        SHORTAGES.contains(self)
+    }
+}
+
 impl Callback {
     /// Errors that this callback may answer with at any time by its contract. Those that say something about a page, such as [`PeerError::Migrating`], are left
     /// to the device, which knows when they are true.
@@ -129,6 +142,8 @@ enum When {
     Nth(u64),
     /// Each call, with this probability.
     PerMille(u16),
+    /// Each call, until the shortage is over.
+    Short,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -193,6 +208,25 @@ impl Injector {
         self.add(callback, device, When::PerMille(per_mille), error);
     }
 
+    /// Memory is short, the host's or that of one device: every call that needs some is refused.
+    pub(crate) fn begin_shortage(&mut self, device: Option<u32>) {
+        for &callback in Callback::ALL {
+            let of_device = callback < Callback::SpaceCreate;
+            let error = callback.errors().iter().find(|error| error.is_shortage());
+            if let Some(error) = error.filter(|_| of_device == device.is_some()) {
+                self.add(callback, device, When::Short, *error);
+            }
+        }
+    }
+
+    pub(crate) fn end_shortage(&mut self) {
+        self.rules.retain(|rule| !matches!(rule.when, When::Short));
+    }
+
+    pub(crate) fn is_short(&self) -> bool {
+        self.rules.iter().any(|rule| matches!(rule.when, When::Short))
+    }
+
     pub(crate) fn is_pending(&self, callback: Callback) -> bool {
         self.rules.iter().any(|rule| rule.callback == callback)
     }
@@ -239,6 +273,7 @@ impl Injector {
             let fails = match rule.when {
                 When::Nth(n) => n <= call,
                 When::PerMille(p) => self.rng.chance(p),
+                When::Short => true,
             };
             if fails {
                 hit = Some((i, *rule));
@@ -280,6 +315,18 @@ mod tests {
         assert!((400..600).contains(&failed), "{failed} of 1000 calls failed");
         injector.set_enabled(false);
         assert!((0..100).all(|_| injector.check(Callback::Zero, Some(1)).is_none()));
+    }
+
+    #[test]
+    fn a_shortage_refuses_what_needs_memory_until_it_is_over() {
+        let mut injector = Injector::new(Rng::new(0));
+        let refused = |injector: &mut Injector, callback| (0..9).filter(|_| injector.check(callback, Some(1)).is_some()).count();
+        injector.begin_shortage(Some(1));
+        let calls = [Callback::PmapEnter, Callback::PmapRelease, Callback::Populate];
+        assert_eq!(calls.map(|callback| refused(&mut injector, callback)), [9, 0, 0]);
+        assert!(injector.is_short() && injector.check(Callback::PmapEnter, Some(2)).is_none());
+        injector.end_shortage();
+        assert_eq!(refused(&mut injector, Callback::PmapEnter), 0);
     }
 
     #[test]

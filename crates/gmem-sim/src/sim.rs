@@ -158,6 +158,23 @@ impl Sim {
         lock(&self.injector).chance(callback, Some(device), per_mille, error);
     }
 
+    /// From now on memory is short, the host's or that of the device of this number: every call that needs some is refused.
+    pub fn begin_shortage(&self, device: Option<u32>) {
+        self.event("shortage", [device.map_or(u64::MAX, u64::from), 0, 0, 0]);
+        lock(&self.injector).begin_shortage(device);
+    }
+
+    /// There is enough memory again.
+    pub fn end_shortage(&self) {
+        self.event("enough", [0; 4]);
+        lock(&self.injector).end_shortage();
+    }
+
+    /// Whether memory is short somewhere.
+    pub fn is_short(&self) -> bool {
+        lock(&self.injector).is_short()
+    }
+
     /// Whether a call of `callback` is to fail, and has not yet.
     pub fn is_to_fail(&self, callback: Callback) -> bool {
         lock(&self.injector).is_pending(callback)

@@ -16,6 +16,8 @@ pub enum Act {
     DmaLoad(Spot),
     /// The next call of this callback fails: any device's, or this one's.
     Fail(Callback, Option<usize>, Injected),
+    /// For so many steps memory is short: a device's, or the host's.
+    Short(Option<usize>, u64),
     /// A device dies, and nobody is told.
     Kill(usize),
     /// Its death is noticed, and it is started again.
@@ -60,7 +62,7 @@ impl Act {
             Act::Kill(_) | Act::Revive(_) => "death",
             Act::Unplug(_) | Act::Plug(_) => "plug",
             Act::Visit(_) => "space",
-            Act::Fail(..) => return None,
+            Act::Fail(..) | Act::Short(..) => return None,
         };
         KINDS.iter().position(|kind| *kind == name)
     }
@@ -82,7 +84,7 @@ impl Act {
             },
             Act::DmaStore(spot, _) | Act::DmaLoad(spot) => (Some(spot.space), None),
             Act::Kill(device) | Act::Revive(device) | Act::Unplug(device) | Act::Plug(device) | Act::Visit(device) => (None, Some(device)),
-            Act::Background | Act::Fail(..) => (None, None),
+            Act::Background | Act::Fail(..) | Act::Short(..) => (None, None),
         }
     }
 

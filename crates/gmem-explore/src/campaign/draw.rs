@@ -82,6 +82,9 @@ pub struct Drawer {
 /// How often in a thousand an act is drawn without a look at the ledger.
 const WILD_PER_MILLE: u16 = 20;
 
+/// How often in a thousand memory becomes short for long, where else one call would be made to fail.
+const SHORT_PER_MILLE: u16 = 30;
+
 impl Drawer {
     /// Of the thread of control number `me`.
     pub fn new(seed: u64, me: usize, role: Role, faults: Faults) -> Self {
@@ -251,6 +254,11 @@ impl Drawer {
     fn fail(&mut self, world: &CoreWorld) -> Option<Act> {
         if self.faults == Faults::None {
             return None;
+        }
+        if self.rng.chance(SHORT_PER_MILLE) {
+            let device = self.rng.coin().then(|| self.rng.index(world.members.len()));
+            let steps = 200 + self.rng.below(800);
+            return (!world.sim.is_short()).then_some(Act::Short(device, steps));
         }
         let callback = Callback::ALL[self.rng.index(Callback::ALL.len())];
         let errors = callback.errors();

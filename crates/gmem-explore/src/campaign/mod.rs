@@ -15,6 +15,7 @@ mod draw;
 mod ledger;
 mod pairs;
 mod quiet;
+mod shortage;
 pub mod shrink;
 mod tell;
 mod thread;
@@ -161,6 +162,10 @@ impl Campaign {
             let mut ledger = shared.ledger.borrow_mut();
             ledger.now += 1;
             shared.pairs.borrow().acts(&mut acts);
+            if shared.shortage.borrow_mut().as_mut().is_some_and(|shortage| shortage.is_over(ledger.now, &acts)) {
+                *shared.shortage.borrow_mut() = None;
+                shared.world.sim.end_shortage();
+            }
             auditor.check(&shared.world, &mut ledger, &acts)
         });
         let failure = run.result.err().map(|stopped| (stopped.why, stopped.controls));
@@ -196,6 +201,7 @@ impl Campaign {
             ledger: RefCell::new(ledger),
             pairs: RefCell::new(Pairs::new(threads)),
             faults: self.faults,
+            shortage: RefCell::default(),
             done: RefCell::new(vec![Vec::new(); threads]),
             until,
         }

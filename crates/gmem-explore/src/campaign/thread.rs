@@ -4,6 +4,7 @@ use super::act::Act;
 use super::draw::{Drawer, Faults};
 use super::ledger::{Ledger, Step};
 use super::pairs::Pairs;
+use super::shortage::Shortage;
 use crate::{CoreWorld, Touched};
 use gmem_hal::{Access, Backing};
 use gmem_sim::random::{Op, Outcome, PageRun, Refusal, Spot};
@@ -16,6 +17,8 @@ pub(super) struct Shared {
     pub(super) ledger: RefCell<Ledger>,
     pub(super) pairs: RefCell<Pairs>,
     pub(super) faults: Faults,
+    /// Memory is short.
+    pub(super) shortage: RefCell<Option<Shortage>>,
     /// What each did, in order.
     pub(super) done: RefCell<Vec<Vec<Act>>>,
     /// From this step on nobody begins anything.
@@ -84,6 +87,11 @@ impl Shared {
                     Some(device) => world.sim.fail_nth_on(world.members[device].device().number(), callback, 1, error),
                     None => world.sim.fail_nth(callback, 1, error),
                 }
+                Ok(())
+            }
+            Act::Short(device, steps) => {
+                *self.shortage.borrow_mut() = Some(Shortage::new(since + steps));
+                world.sim.begin_shortage(device.map(|device| world.members[device].device().number()));
                 Ok(())
             }
             Act::Kill(device) => {
