@@ -84,6 +84,16 @@ fn every_act_ends_while_memory_stays_short() {
     assert!(shortages > 4, "memory was short {shortages} times");
 }
 
+/// That calls are made to fail excuses only acts whose calls were, or whose device is not what it was.
+#[test]
+fn with_failures_on_a_refusal_still_needs_a_reason() {
+    for faults in [Faults::Some, Faults::All] {
+        for seed in 0..4 {
+            Campaign { faults, steps: 40_000, ..Campaign::drawn(seed) }.run().expect_clean();
+        }
+    }
+}
+
 #[test]
 fn threads_of_control_alone_are_refused_nothing_without_a_reason() {
     for faults in [Faults::None, Faults::Some] {

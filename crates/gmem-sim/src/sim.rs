@@ -49,6 +49,8 @@ pub struct Sim {
     pub(crate) host: Mutex<HostState>,
     pub(crate) pools: Mutex<BTreeMap<HnodeId, Arc<Dram>>>,
     hazards: Mutex<Hazards>,
+    /// How many calls answered each thread of control with a failure that somebody asked for, or with the death of a device.
+    troubles: Mutex<BTreeMap<u32, u64>>,
     /// Contexts that could not be stopped after a revoke failed. The core knows; what they do is contained by quarantine.
     runaways: Mutex<BTreeSet<PmapId>>,
     /// Where threads wait whose CPU fault is pending, by page.
@@ -72,6 +74,7 @@ impl Sim {
             host: Mutex::new(HostState::new(Rng::stream(seed, stream::HOST))),
             pools: Mutex::default(),
             hazards: Mutex::default(),
+            troubles: Mutex::default(),
             runaways: Mutex::default(),
             pending: Mutex::default(),
             host_canary: Mutex::default(),
@@ -238,6 +241,7 @@ impl Sim {
         let injected = lock(&self.injector).check(callback, device);
         if injected.is_some() {
             self.event("injected", [who, callback as u64, 0, 0]);
+            self.trouble();
         }
         injected
     }
@@ -245,6 +249,16 @@ impl Sim {
     /// See [`Injector::forestalled`](crate::inject::Injector::forestalled).
     pub(crate) fn forestalled(&self, callback: Callback, error: Injected) {
         lock(&self.injector).forestalled(callback, error);
+    }
+
+    /// A call of the running thread of control answers with a failure that is not its own.
+    pub(crate) fn trouble(&self) {
+        *lock(&self.troubles).entry(sched::current()).or_default() += 1;
+    }
+
+    /// How many calls failed so far that the running thread of control made, because somebody asked for it or because a device or what was in it is gone.
+    pub fn troubles(&self) -> u64 {
+        lock(&self.troubles).get(&sched::current()).copied().unwrap_or(0)
     }
 
     pub(crate) fn event(&self, what: &'static str, args: [u64; 4]) {

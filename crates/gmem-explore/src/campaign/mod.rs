@@ -201,6 +201,7 @@ impl Campaign {
             ledger: RefCell::new(ledger),
             pairs: RefCell::new(Pairs::new(threads)),
             faults: self.faults,
+            before: RefCell::new(vec![0; threads + 1]),
             shortage: RefCell::default(),
             done: RefCell::new(vec![Vec::new(); threads]),
             until,

@@ -6,9 +6,9 @@ use super::ledger::{Ledger, Step};
 use super::pairs::Pairs;
 use super::shortage::Shortage;
 use crate::{CoreWorld, Touched};
-use gmem_hal::{Access, Backing};
+use gmem_hal::{Access, Backing, Mode};
 use gmem_sim::random::{Op, Outcome, PageRun, Refusal, Spot};
-use gmem_sim::{Reason, yield_point};
+use gmem_sim::{Reason, current, yield_point};
 use std::cell::RefCell;
 
 /// What the threads of control of a campaign share.
@@ -17,6 +17,8 @@ pub(super) struct Shared {
     pub(super) ledger: RefCell<Ledger>,
     pub(super) pairs: RefCell<Pairs>,
     pub(super) faults: Faults,
+    /// How much trouble each thread of control had met when its act began, by its number from 1.
+    pub(super) before: RefCell<Vec<u64>>,
     /// Memory is short.
     pub(super) shortage: RefCell<Option<Shortage>>,
     /// What each did, in order.
@@ -53,14 +55,31 @@ impl Shared {
         }
     }
 
-    /// Whether calls may be refused for no other reason than that some are made to fail.
+    /// Whether the running act may be refused because a call that it made was: one that was made to fail, or one about what is gone with a device.
     fn excused(&self) -> bool {
-        self.faults != Faults::None
+        self.faults != Faults::None && self.world.sim.troubles() != self.before.borrow()[current() as usize]
+    }
+
+    /// Whether an act on a device may be refused besides because the device, or one whose table it may share, is dead, or was given up or put in the place of
+    /// another since `since`.
+    fn is_in_trouble(&self, space: usize, device: usize, since: Step) -> bool {
+        if self.faults == Faults::None {
+            return false;
+        }
+        let shares = self.world.shape.devices[device].contains(&Mode::Share);
+        (0..self.world.members.len()).filter(|other| *other == device || shares).any(|other| {
+            let member = &self.world.members[other];
+            let driver = member.device();
+            let context = self.world.core.context(self.world.spaces[space], member.id());
+            let lost = context.is_some_and(|c| c.fenced || c.mode != Mode::Share && driver.pmap_for(self.world.spaces[space]) != c.pmap);
+            lost || driver.is_dead() || self.ledger.borrow().links[space][other].attached.could_be(false, since)
+        })
     }
 
     fn perform(&self, act: &Act) -> Result<(), String> {
         let world = &self.world;
         let since = self.ledger.borrow().now;
+        self.before.borrow_mut()[current() as usize] = world.sim.troubles();
         match *act {
             Act::Do(op) => self.operate(&op, since),
             Act::Background => {
@@ -113,7 +132,7 @@ impl Shared {
                 self.ledger.borrow_mut().present[device] |= plugged;
                 Ok(())
             }
-            Act::Visit(device) => world.visit(device, self.excused()),
+            Act::Visit(device) => world.visit(device, || self.excused()),
         }
     }
 
@@ -255,6 +274,7 @@ impl Shared {
     fn access(&self, op: &Op, device: Option<usize>, spot: &Spot, access: Access, since: Step) -> Result<(), String> {
         let (outcome, right) = self.act_and_judge(op);
         right?;
+        let excused = self.excused() || device.is_some_and(|device| self.is_in_trouble(spot.space, device, since));
         let ledger = self.ledger.borrow();
         // Whether it is allowed, and whether it is not: at some moment both can be.
         let run = if let Op::Launch(_, run, ..) = op { *run } else { PageRun { space: spot.space, first: spot.page, count: 1 } };
@@ -271,7 +291,7 @@ impl Shared {
                 let reason = !visible || linked(false) || ledger.run(&run).iter().any(|page| could(false, page));
                 if reason { Ok(()) } else { Err("it was refused as invalid, but is allowed".into()) }
             }
-            Outcome::Refused(why) if !self.excused() => {
+            Outcome::Refused(why) if !excused => {
                 let held = ledger.run(&run).iter().any(|page| page.was_held(since));
                 let contended = device.is_some() && why == Refusal::NoRoom;
                 // A kernel whose context goes away under it ends.
@@ -287,6 +307,8 @@ impl Shared {
 
     fn other(&self, op: &Op, since: Step) -> Result<(), String> {
         let outcome = self.act(op);
+        let device = if let Op::Prefetch(run, Some(device)) = op { Some((run.space, *device)) } else { None };
+        let excused = self.excused() || device.is_some_and(|(space, device)| self.is_in_trouble(space, device, since));
         let mut ledger = self.ledger.borrow_mut();
         match (op, &outcome) {
             (Op::Pin(run), Outcome::Done) => ledger.pin(run, true),
@@ -296,7 +318,7 @@ impl Shared {
             _ => {}
         }
         match (op, &outcome) {
-            _ if self.excused() => Ok(()),
+            _ if excused => Ok(()),
             (Op::Prefetch(run, _), Outcome::Refused(Refusal::Failed)) if ledger.run(run).iter().any(|page| page.was_held(since)) => Ok(()),
             (_, Outcome::Refused(Refusal::Failed)) => Err("it failed, but nothing stood in its way".into()),
             _ => Ok(()),

@@ -57,6 +57,7 @@ impl SimDevice {
         let was_dead = self.is_dead();
         check();
         if gone() {
+            self.is.sim.trouble();
             return Err(DeviceError::CopyFailed);
         }
         self.is.sim.clock().advance_ns(self.is.latency_ns + len.get() * 1000 / self.is.bytes_per_us);
@@ -67,6 +68,9 @@ impl SimDevice {
         let gone = gone();
         if fail || died || gone {
             self.is.sim.memory_write(PhysAddr { addr: dst.addr + half, ..dst }, &scribble(half as usize), None);
+            if died || gone {
+                self.is.sim.trouble();
+            }
             return match () {
                 () if died => Err(DeviceError::Dead),
                 () if gone => Err(DeviceError::CopyFailed),

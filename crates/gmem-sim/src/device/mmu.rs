@@ -24,7 +24,7 @@ impl SimDevice {
         if let Err(error @ (DeviceError::NoMemory | DeviceError::NoAnswer | DeviceError::Unsupported)) = called {
             self.is.sim.forestalled(callback, Injected::Device(error));
         }
-        Err(DeviceError::Dead)
+        Err(self.gone())
     }
 
     /// A callback that takes access away. If it is made to fail without the device being dead, the seed says whether the device did it nevertheless.
@@ -157,7 +157,7 @@ impl Mmu for SimDevice {
         contexts.assert_range("pmap_enter", pmap, mapping.range());
         if contexts.context(pmap).fenced {
             // Who enters a mapping cannot know that another thread of control has just had the context stopped.
-            return Err(DeviceError::Dead);
+            return Err(self.gone());
         }
         self.assert_mappable(&mut contexts, pmap, mapping);
         if !self.has(Canary::ForgetsMappings) {

@@ -209,7 +209,7 @@ impl SimDevice {
             if let Some(error) = injected.filter(|error| !is_death(*error)) {
                 self.is.sim.forestalled(callback, error);
             }
-            return Err(DeviceError::Dead.into());
+            return Err(self.gone().into());
         }
         let error = match injected {
             None => return Ok(()),
@@ -221,6 +221,12 @@ impl SimDevice {
             self.kill();
         }
         Err(error)
+    }
+
+    /// The answer to a call about what died with it.
+    fn gone(&self) -> DeviceError {
+        self.is.sim.trouble();
+        DeviceError::Dead
     }
 
     /// Whether it has this defect.
@@ -345,7 +351,7 @@ impl Device for SimDevice {
         if let Some(pmap) = pmap {
             let mut contexts = lock(&self.contexts);
             if contexts.gone.contains(&pmap) {
-                return Err(DeviceError::Dead);
+                return Err(self.gone());
             }
             // In SHARE mode the table is another device's, which alone knows it.
             if !self.is.info.modes.contains(Modes::SHARE) {

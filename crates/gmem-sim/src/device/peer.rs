@@ -142,7 +142,7 @@ impl SimDevice {
     fn unmap_of_the_dead(&self, request: &PeerUnmap) -> Result<(), DeviceError> {
         let PeerUnmap { pmap, va, len, copy } = *request;
         if copy.is_some() && !self.is.memory_survives {
-            return Err(DeviceError::Dead);
+            return Err(self.gone());
         }
         let Some(page) = lock(&self.peer).pages.get(&(pmap, va.get())).copied() else { return Ok(()) };
         if let Some(home) = copy {
@@ -219,7 +219,7 @@ impl Peer for SimDevice {
     fn va_alloc_fixed(&self, pmap: PmapId, range: VirtRange, prot: Prot) -> Result<(), PeerError> {
         self.peer_call(Callback::VaAllocFixed, [pmap.0, range.start().get(), u64::from(prot.bits())])?;
         if self.peer_gone(pmap) {
-            return Err(DeviceError::Dead.into());
+            return Err(self.gone().into());
         }
         let occupied = lock(&self.peer).occupied.overlaps(range);
         let mut contexts = lock(&self.contexts);
@@ -234,7 +234,7 @@ impl Peer for SimDevice {
     fn va_free(&self, pmap: PmapId, range: VirtRange) -> Result<(), DeviceError> {
         let called = self.call(Callback::VaFree, [pmap.0, range.start().get(), range.len().get()]);
         if self.peer_gone(pmap) {
-            return Err(DeviceError::Dead);
+            return Err(self.gone());
         }
         if called.is_err() {
             lock(&self.contexts).context(pmap).suspect = true;
@@ -253,7 +253,7 @@ impl Peer for SimDevice {
         let PeerMap { pmap, va, len, prot, copy, .. } = *request;
         self.peer_call(Callback::PeerMap, [pmap.0, va.get(), copy.map_or(0, |home| home.addr)])?;
         if self.peer_gone(pmap) {
-            return Err(DeviceError::Dead.into());
+            return Err(self.gone().into());
         }
         let (size, range) = (page_size(len), page_range(va, len));
         assert!(!prot.is_empty(), "a peer is asked to map {range} without any access");
@@ -270,7 +270,7 @@ impl Peer for SimDevice {
         sched::yield_point(Reason::Inside("peer_map"));
         if self.peer_gone(pmap) || filled.is_err() {
             lock(&self.frames).free(frame.addr, size);
-            return Err(DeviceError::Dead.into());
+            return Err(self.gone().into());
         }
         let page = Page { frame, size, used: lock(&self.peer).tick(), evicting: false };
         self.peer_enter(pmap, va, page, prot);
