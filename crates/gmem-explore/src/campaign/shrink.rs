@@ -1,7 +1,8 @@
 //! Making a failure short: fewer threads of control, fewer acts, fewer switches between them.
 //!
 //! A shorter list of acts makes other calls at other steps, so the schedule under which the longer one failed may mean nothing for it. It is tried first, as far as it
-//! can be followed; then a few others, drawn from seeds. What fails is taken with the schedule under which it did.
+//! can be followed; then a few others, drawn from seeds. What fails is taken with the schedule under which it did, if it fails as the first did: one that fails
+//! in another way is another finding, and must not be told in its place.
 
 use super::{Campaign, Case, Ended, Failure};
 
@@ -20,7 +21,7 @@ pub struct Short {
 ///
 /// None if it does not fail when it is done again, which is a defect of the simulation.
 pub fn shrink(campaign: &Campaign, case: Case, steps: u64) -> Option<Short> {
-    let mut shrinking = Shrinking { campaign, left: steps, best: None };
+    let mut shrinking = Shrinking { campaign, left: steps, best: None, class: None };
     if !shrinking.replay(&case) {
         return None;
     }
@@ -37,6 +38,8 @@ struct Shrinking<'a> {
     campaign: &'a Campaign,
     left: u64,
     best: Option<Short>,
+    /// How the first run failed.
+    class: Option<String>,
 }
 
 impl Shrinking<'_> {
@@ -44,12 +47,17 @@ impl Shrinking<'_> {
         self.best.as_ref().map(|short| short.case.clone()).unwrap_or_default()
     }
 
-    /// Whether a run failed; then it is the best so far, with what was begun and who went on until it did.
+    /// Whether a run failed as the first one did; then it is the best so far, with what was begun and who went on until it did.
     fn take(&mut self, ended: Ended) -> bool {
         self.left = self.left.saturating_sub(ended.steps.max(1000));
-        let Some(failure) = ended.failure else { return false };
+        let Some(failure) = ended.failure.filter(|failure| self.is_the_same(failure)) else { return false };
+        self.class.get_or_insert_with(|| class(&failure.why));
         self.best = Some(Short { case: ended.case, failure });
         true
+    }
+
+    fn is_the_same(&self, failure: &Failure) -> bool {
+        self.class.as_ref().is_none_or(|first| *first == class(&failure.why))
     }
 
     fn replay(&mut self, case: &Case) -> bool {
@@ -121,7 +129,8 @@ impl Shrinking<'_> {
                 let shorter = Case { schedule: schedule(&shorter), ..case };
                 let ended = self.campaign.replay(&shorter);
                 // Others may have to make the turns that were left out, so that in the end there are as many.
-                let fewer = ended.failure.is_some() && turns(&ended.case.schedule).len() < all.len();
+                let fewer = ended.failure.as_ref().is_some_and(|failure| self.is_the_same(failure))
+                    && turns(&ended.case.schedule).len() < all.len();
                 self.left = self.left.saturating_sub(ended.steps.max(1000));
                 if fewer {
                     self.take(ended);
@@ -132,6 +141,22 @@ impl Shrinking<'_> {
             chunk /= 2;
         }
     }
+}
+
+/// What a failure says without what differs from run to run: who did what, numbers, and what stands in brackets.
+fn class(why: &str) -> String {
+    let why = why.lines().next().unwrap_or_default();
+    let why = why.split_once(" of thread ").and_then(|(_, rest)| rest.split_once(": ")).map_or(why, |(_, what)| what);
+    let mut depth = 0;
+    let outside = |c: &char| {
+        depth += i32::from(matches!(c, '(' | '[' | '{'));
+        let outside = depth == 0;
+        depth -= i32::from(matches!(c, ')' | ']' | '}'));
+        outside
+    };
+    let words: String = why.chars().filter(outside).collect();
+    let word = |word: &str| if word.contains(|c: char| c.is_ascii_digit()) { "#".to_owned() } else { word.to_owned() };
+    words.split_whitespace().map(word).collect::<Vec<_>>().join(" ")
 }
 
 /// A schedule as turns: who, for how many steps.
@@ -149,4 +174,34 @@ pub fn turns(schedule: &[u8]) -> Vec<(u8, usize)> {
 /// The schedule of these turns.
 pub fn schedule(turns: &[(u8, usize)]) -> Vec<u8> {
     turns.iter().flat_map(|(who, steps)| std::iter::repeat_n(*who, *steps)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn failures_differ_by_what_they_say_and_not_by_where() {
+        let lost =
+            "page 5 of space 0 (0x1000005000): byte 0x386 in hnode0:0x1005000 is 0x00, but must be 0x4c (Some(PageSight { busy: false }))";
+        let also = "page 71 of space 1 (0x2000047000): byte 0x0 in hnode3:0x7000 is 0xee, but must be 0x01 (None)";
+        let load = "Do(CpuRead(Spot { space: 0, page: 5 })) of thread 7: it was refused (Failed), but nothing stood in its way";
+        let store = "Do(DevWrite(2, Spot { space: 1, page: 9 }, 3)) of thread 1: it was refused (NoRoom), but nothing stood in its way";
+        assert_eq!(class(lost), class(also));
+        assert_eq!(class(load), class(store));
+        assert_ne!(class(lost), class(load));
+        assert_eq!(class(load), "it was refused , but nothing stood in its way");
+    }
+
+    /// Of a case that fails in another way, nothing is taken.
+    #[test]
+    fn another_failure_is_not_taken_for_the_first() {
+        let campaign = Campaign::new(1);
+        let failure = |why: &str| Some(Failure { why: why.to_owned(), controls: String::new(), tail: Vec::new() });
+        let ended = |why: &str| Ended { failure: failure(why), ..campaign.replay(&Case::default()) };
+        let mut shrinking = Shrinking { campaign: &campaign, left: u64::MAX, best: None, class: None };
+        assert!(shrinking.take(ended("byte 0x3 is wrong")));
+        assert!(!shrinking.take(ended("deadlock: every thread of control waits")));
+        assert!(shrinking.take(ended("byte 0x7 is wrong")));
+    }
 }
