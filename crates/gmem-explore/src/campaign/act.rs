@@ -1,6 +1,6 @@
 //! What threads of control do in a campaign: the operations of one, and what only makes sense when there are several.
 
-use gmem_sim::random::{Op, Spot};
+use gmem_sim::random::{Op, PageRun, Spot};
 use gmem_sim::{Callback, Injected};
 
 /// One act.
@@ -67,32 +67,42 @@ impl Act {
         KINDS.iter().position(|kind| *kind == name)
     }
 
-    /// The address space and the device it is about, where it is about one.
-    fn subject(&self) -> (Option<usize>, Option<usize>) {
+    /// Whether it changes what regions an address space has.
+    fn changes_regions(&self) -> bool {
+        matches!(self, Act::Do(Op::Map(..) | Op::Unmap(_) | Op::Protect(..)))
+    }
+
+    /// The pages and the device it is about, where it is about some. Who attaches, detaches or maps is about all of an address space.
+    fn subject(&self) -> (Option<PageRun>, Option<usize>) {
+        let page = |spot: Spot| Some(PageRun { space: spot.space, first: spot.page, count: 1 });
+        let all = |space| Some(PageRun { space, first: 0, count: u64::MAX });
         match *self {
             Act::Do(op) => match op {
-                Op::Map(run, ..) | Op::Unmap(run) | Op::Protect(run, _) | Op::Discard(run) | Op::Pin(run) | Op::Unpin(run) => {
-                    (Some(run.space), None)
-                }
-                Op::CpuRead(spot) | Op::CpuWrite(spot, _) | Op::KernelPin(spot) | Op::KernelUnpin(spot) => (Some(spot.space), None),
-                Op::DevRead(device, spot) | Op::DevWrite(device, spot, _) => (Some(spot.space), Some(device)),
-                Op::Attach { space, device, .. } | Op::Detach(space, device) => (Some(space), Some(device)),
+                Op::Map(run, ..) => (all(run.space), None),
+                Op::Unmap(run) | Op::Protect(run, _) | Op::Discard(run) | Op::Pin(run) | Op::Unpin(run) => (Some(run), None),
+                Op::CpuRead(spot) | Op::CpuWrite(spot, _) | Op::KernelPin(spot) | Op::KernelUnpin(spot) => (page(spot), None),
+                Op::DevRead(device, spot) | Op::DevWrite(device, spot, _) => (page(spot), Some(device)),
+                Op::Attach { space, device, .. } | Op::Detach(space, device) => (all(space), Some(device)),
                 Op::Evict(device, _) | Op::Lose(device, _) | Op::Limit(device, _) | Op::Memory(device) => (None, Some(device)),
-                Op::Prefetch(run, device) => (Some(run.space), device),
-                Op::Switch(device, space) => (space, Some(device)),
-                Op::Launch(device, run, ..) => (Some(run.space), Some(device)),
+                Op::Prefetch(run, device) => (Some(run), device),
+                Op::Switch(device, space) => (space.and_then(all), Some(device)),
+                Op::Launch(device, run, ..) => (Some(run), Some(device)),
             },
-            Act::DmaStore(spot, _) | Act::DmaLoad(spot) => (Some(spot.space), None),
+            Act::DmaStore(spot, _) | Act::DmaLoad(spot) => (page(spot), None),
             Act::Kill(device) | Act::Revive(device) | Act::Unplug(device) | Act::Plug(device) | Act::Visit(device) => (None, Some(device)),
             Act::Background | Act::Fail(..) | Act::Short(..) => (None, None),
         }
     }
 
-    /// Whether two acts can get in each other's way: not if each names an address space and they differ, or each names only a device and they differ.
+    /// Whether two acts can get in each other's way: if they name pages, the same ones, or else the same device, as far as each names one.
+    /// Two that change regions meet wherever in the address space they do: one at the same pages would have to wait for the other.
     pub fn meets(&self, other: &Act) -> bool {
         match (self.subject(), other.subject()) {
-            ((Some(a), _), (Some(b), _)) => a == b,
-            ((None, Some(a)), (None, Some(b))) => a == b,
+            ((Some(a), _), (Some(b), _)) if self.changes_regions() && other.changes_regions() => a.space == b.space,
+            ((Some(a), _), (Some(b), _)) => {
+                a.space == b.space && a.first < b.first.saturating_add(b.count) && b.first < a.first.saturating_add(a.count)
+            }
+            ((_, Some(a)), (_, Some(b))) => a == b,
             _ => true,
         }
     }

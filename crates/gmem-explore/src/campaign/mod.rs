@@ -158,9 +158,10 @@ impl Campaign {
             auditor = auditor.always_everything();
         }
         let mut acts = Vec::new();
-        let run = scheduler.run_checked(|| {
+        let run = scheduler.run_checked(|who| {
             let mut ledger = shared.ledger.borrow_mut();
             ledger.now += 1;
+            shared.pairs.borrow_mut().step(who);
             shared.pairs.borrow().acts(&mut acts);
             if shared.shortage.borrow_mut().as_mut().is_some_and(|shortage| shortage.is_over(ledger.now, &acts)) {
                 *shared.shortage.borrow_mut() = None;

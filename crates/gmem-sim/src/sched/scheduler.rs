@@ -116,7 +116,7 @@ impl Scheduler {
     /// With what each one does and waits for, if all that are left wait (a deadlock), or if the limit is reached. A panic of a thread of
     /// control is passed on.
     pub fn run(self) -> Report {
-        let run = self.run_checked(|| Ok(()));
+        let run = self.run_checked(|_| Ok(()));
         if let Err(Stopped { why, controls }) = run.result {
             eprintln!("threads of control when it failed, after {} resumes:\n{controls}", run.report.resumes);
             // The panic of a thread of control has told its text already.
@@ -125,8 +125,8 @@ impl Scheduler {
         run.report
     }
 
-    /// Runs until every thread of control has ended, or `after`, which is called after each step, answers what is wrong. Panics of threads of control end it too.
-    pub fn run_checked(mut self, mut after: impl FnMut() -> Result<(), String>) -> Run {
+    /// Runs until every thread of control has ended, or `after`, which is called after each step with who made it, answers what is wrong. Panics of threads of control end it too.
+    pub fn run_checked(mut self, mut after: impl FnMut(usize) -> Result<(), String>) -> Run {
         let mut report = Report::default();
         let ended = catch_unwind(AssertUnwindSafe(|| self.run_all(&mut report, &mut after)));
         let result = ended.unwrap_or_else(|panic| Err(text(&*panic))).map_err(|why| Stopped { why, controls: self.dump() });
@@ -139,7 +139,7 @@ impl Scheduler {
         Run { report, schedule: self.taken, result }
     }
 
-    fn run_all(&mut self, report: &mut Report, after: &mut impl FnMut() -> Result<(), String>) -> Result<(), String> {
+    fn run_all(&mut self, report: &mut Report, after: &mut impl FnMut(usize) -> Result<(), String>) -> Result<(), String> {
         let mut last = usize::MAX;
         while let Some(next) = self.choose(last, report) {
             report.resumes += 1;
@@ -154,7 +154,7 @@ impl Scheduler {
             };
             last = next;
             self.wake_all();
-            after()?;
+            after(next)?;
         }
         Ok(())
     }
