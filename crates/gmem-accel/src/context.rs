@@ -148,10 +148,14 @@ impl Context {
             let mut patience = Patience::new(ACK_PATIENCE);
             // A slot that is done but not read yet is freed without a ring of the bell; hence short sleeps.
             let free = in_naps(self.facts.limit, |nap| {
-                let look = || Deadline::after(Duration::from_millis(1));
-                std::iter::repeat_with(|| Bell(self.shm.tail_bell()).wait(&mut patience, look(), slot_free))
-                    .find(|free| *free || nap.passed())
-                    == Some(true)
+                loop {
+                    if Bell(self.shm.tail_bell()).wait(&mut patience, Deadline::after(Duration::from_millis(1)), slot_free) {
+                        return true;
+                    }
+                    if nap.passed() {
+                        return false;
+                    }
+                }
             });
             if !free {
                 return Err(self.no_answer());
