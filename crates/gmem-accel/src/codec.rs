@@ -13,7 +13,7 @@ const DEVICE: [DeviceError; 8] = [
     DeviceError::AlreadyStarted,
 ];
 
-const HOST: [HostError; 8] = [
+const HOST: [HostError; 9] = [
     HostError::NoMemory,
     HostError::Pinned,
     HostError::AddressInUse,
@@ -22,6 +22,7 @@ const HOST: [HostError; 8] = [
     HostError::Unsupported,
     HostError::Displaced,
     HostError::TooManyFiles,
+    HostError::ForeignThread,
 ];
 
 const PLAIN: [FaultError; 6] = [

@@ -101,6 +101,8 @@ pub enum HostError {
     Displaced,
     /// The process, or the system, has as many files open as it may.
     TooManyFiles,
+    /// The calling thread has not gmem's descriptors: a driver calls the core from threads that it started in [`Device::start`](crate::Device::start) or in a callback.
+    ForeignThread,
     /// The kernel answered in a way the host does not know; the errno is kept.
     Os(i32),
 }
@@ -118,6 +120,9 @@ impl fmt::Display for HostError {
                 f.write_str("the program unmapped, replaced or protected this memory by itself: use the region it came from")
             }
             Self::TooManyFiles => f.write_str(TOO_MANY_FILES),
+            Self::ForeignThread => {
+                f.write_str("this thread has not gmem's descriptors: call the core from a thread that the driver started in Device::start or in a callback")
+            }
             Self::Os(errno) => write!(f, "the kernel answered errno {errno}"),
         }
     }

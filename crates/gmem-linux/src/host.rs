@@ -30,6 +30,8 @@ pub(crate) fn error(e: Errno) -> HostError {
         Errno::EXIST => HostError::AddressInUse,
         Errno::PERM | Errno::ACCESS => HostError::NotPermitted,
         Errno::MFILE | Errno::NFILE => HostError::TooManyFiles,
+        // The table of gmem's threads is theirs alone, so nobody closed ours.
+        Errno::BADF => HostError::ForeignThread,
         other => HostError::Os(other.raw_os_error()),
     }
 }
