@@ -7,6 +7,7 @@ use crate::options::Options;
 use crate::report::{Row, Verdict};
 use crate::target::{Target, mode_name};
 use gmem::{Mode, PageSize};
+use std::any::Any;
 use std::cell::RefCell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
@@ -64,10 +65,7 @@ impl Job<'_> {
             Ok(Ok(())) => Verdict::Passed,
             Ok(Err(Stop::Failed(what))) => Verdict::Failed(what),
             Ok(Err(Stop::NotApplicable(why))) => Verdict::NotApplicable(why),
-            Err(panic) => {
-                let said = panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref::<&str>().copied());
-                Verdict::Failed(format!("a panic: {}", said.unwrap_or("without a message")))
-            }
+            Err(panic) => Verdict::Failed(format!("a panic: {}", said(&*panic))),
         };
         with_breaches(verdict, &case.breaches(), &case.complaints())
     }
@@ -102,4 +100,10 @@ fn with_breaches(verdict: Verdict, breaches: &[Breach], complaints: &[String]) -
         lines.insert(0, what);
     }
     Verdict::Failed(lines.join("\n"))
+}
+
+/// What a panic said.
+pub(crate) fn said(panic: &(dyn Any + Send)) -> &str {
+    let text = panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref::<&str>().copied());
+    text.unwrap_or("without a message")
 }

@@ -11,6 +11,9 @@ const PAGE: u64 = 4096;
 const HNODE: HnodeId = HnodeId(1);
 const HOME: PhysAddr = PhysAddr { hnode: HnodeId::HOST, addr: 0x7000_0000_0000 };
 
+/// The page at which the driver panics.
+const PANICS: u64 = 1000;
+
 /// A driver that says yes to everything, and is wrong in the ways that its flags say.
 #[derive(Default)]
 struct Yes {
@@ -67,6 +70,7 @@ impl Mmu for Yes {
         Ok(())
     }
     fn pmap_enter(&self, pmap: PmapId, mapping: &Mapping) -> Result<(), DeviceError> {
+        assert!(mapping.va != range(PANICS, 1).start(), "as the test wants");
         if let Some((id, core)) = self.core.get().filter(|_| self.calls_back)
             && let Some(core) = core.upgrade()
         {
@@ -303,6 +307,12 @@ const BREAKS: &[Break] = &[
             s.mmu().pmap_destroy(s.pmap).unwrap();
             s.observed.stop();
             s.observed.switch_context(None).unwrap();
+        })
+    }),
+    ("NO_PANIC", || {
+        with(|s| {
+            let entered = || s.mmu().pmap_enter(s.pmap, &mapping(PANICS, frame(0), Prot::RW));
+            std::panic::catch_unwind(std::panic::AssertUnwindSafe(entered)).expect_err("the panic goes on");
         })
     }),
     ("KNOWN_PMAP", || with(|s| s.mmu().pmap_release(PmapId(99), range(0, 1)).unwrap())),

@@ -104,6 +104,9 @@ pub trait Frames: Send + Sync {
 }
 
 /// An accelerator, as its driver presents it.
+///
+/// What goes wrong in a callback, here and in [`Mmu`], [`CopyEngine`], [`Peer`] and [`Frames`], is its answer: no callback panics. The core holds the page of a call, and nobody else
+/// would ever let it go.
 pub trait Device: Send + Sync {
     /// The facts. Called often, also under locks of the core: a reference to what never changes, and nothing else.
     fn info(&self) -> &DeviceInfo;

@@ -91,7 +91,7 @@ fn callbacks_may_call_the_core(case: &Case<'_>) -> Outcome {
 
 /// What gmem calls in the life of a device that is used so.
 fn expected_calls(case: &Case<'_>, frames: bool) -> Vec<&'static str> {
-    let mut names = vec!["memory_registered", "pmap_create", "switch_context", "pmap_protect", "pmap_destroy"];
+    let mut names = vec!["memory_registered", "memory_unregistered", "pmap_create", "switch_context", "pmap_protect", "pmap_destroy"];
     let peer = case.target().info().capabilities.contains(Capabilities::PEER);
     names.extend_from_slice(match case.mode() {
         Mode::CoherentExclusive if peer => &["va_alloc_fixed", "map", "unmap", "va_free"],

@@ -1,6 +1,6 @@
 //! What several checks need: a look at refusals, and a driver that claims to be another.
 
-use gmem::hal::{CopyEngine, Device, DeviceError, DeviceId, DeviceInfo, Frames, Mmu, Peer, PhysRange, PmapId, Upcalls};
+use gmem::hal::{Compute, CopyEngine, Device, DeviceError, DeviceId, DeviceInfo, Frames, HnodeId, Mmu, Peer, PhysRange, PmapId, Upcalls};
 use std::sync::{Arc, Weak};
 
 /// Ends a check as failed unless the call is refused in this way: `refused!("what", call, pattern)`.
@@ -66,6 +66,22 @@ impl Device for Claims {
 
     fn frames(&self) -> Option<&dyn Frames> {
         self.driver.frames()
+    }
+
+    fn compute(&self) -> Option<&dyn Compute> {
+        self.driver.compute()
+    }
+
+    fn fence(&self, pmap: PmapId) -> Result<(), DeviceError> {
+        self.driver.fence(pmap)
+    }
+
+    fn memory_registered(&self, hnode: HnodeId, range: PhysRange) {
+        self.driver.memory_registered(hnode, range);
+    }
+
+    fn memory_unregistered(&self, hnode: HnodeId, range: PhysRange) {
+        self.driver.memory_unregistered(hnode, range);
     }
 
     fn switch_context(&self, pmap: Option<PmapId>) -> Result<(), DeviceError> {

@@ -35,6 +35,7 @@ use gmem::hal::{Device, DeviceError, DeviceId, PeerError, PmapId, Upcalls, VirtR
 use relay::Relay;
 use shadow::{Call, Kind, Shadow};
 use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::{Duration, Instant};
@@ -232,7 +233,11 @@ impl Observed {
         if let Some(hook) = hook {
             hook(&Event { name, page: page.map(|(pmap, range, _)| (pmap, range)) });
         }
-        let answer = call();
+        let answer = catch_unwind(AssertUnwindSafe(call)).unwrap_or_else(|panic| {
+            // Told at once: whoever waits for the page of this call waits for ever.
+            self.shadow().breach(rules::NO_PANIC, format_args!("{name}: {}", crate::job::said(&*panic)));
+            resume_unwind(panic)
+        });
         let mut shadow = self.shadow();
         if let Some(at) = shadow.calls.iter().position(|call| call.token == token) {
             let call = shadow.calls.swap_remove(at);

@@ -55,6 +55,8 @@ rules! {
     START_FIRST: Core, "gmem-hal `Device::start`", "start is called once, before any other callback";
     /// Nothing follows `stop`.
     STOP_LAST: Core, "gmem-hal `Device::stop`", "no callback follows stop";
+    /// What goes wrong in a callback is its answer.
+    NO_PANIC: Driver, "gmem-hal `Device`", "no callback panics";
     /// Only tables that live are named.
     KNOWN_PMAP: Core, "gmem-hal `Mmu`", "a callback names a page table that was created and not destroyed";
     /// The window is for REPLICATE only.
