@@ -74,7 +74,7 @@ Examples:
   gmem litmus                              every test, 20 rounds each
   gmem litmus --test sb --test iriw --rounds 200 --devices 4
   gmem litmus --seed 7 --json | jq .counts
-  gmem litmus --canary skips-copies        a driver that is broken on purpose: must fail";
+  gmem litmus --canary skips-copies        a driver that is broken on purpose: must be found";
 
 /// One address space for the CPU and its accelerators, in user space, on an unmodified kernel.
 #[derive(Parser, Debug)]
@@ -331,7 +331,7 @@ pub(crate) struct LitmusArgs {
     /// Seed of the placements
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub(crate) seed: u64,
-    /// Give the devices a driver that is broken on purpose: the command must then fail
+    /// Give the devices a driver that is broken on purpose, and fail unless that is found
     #[arg(long, value_enum, value_name = "DEFECT")]
     pub(crate) canary: Option<gmem_conformance::litmus::Defect>,
     /// Print the result as one JSON object

@@ -28,15 +28,19 @@ fn the_table_names_every_test_that_ran_and_what_it_saw() {
 }
 
 #[test]
-fn a_broken_driver_ends_with_failure_and_says_where() {
+fn a_broken_driver_is_found_and_the_command_says_where() {
     let broken = ["litmus", "--canary", "skips-copies", "--test", "corr", "--test", "coww", "--rounds", "8"];
     let ended = gmem(&broken);
-    assert_eq!(ended.status.code(), Some(1), "{}", ended.stdout);
+    assert!(ended.status.success(), "{}", ended.stdout);
     assert!(ended.stdout.contains("forbidden: ") && ended.stderr.contains("(skips-copies) was found"), "{}", ended.stderr);
     let ended = gmem(&[&broken[..], &["--json"]].concat());
-    assert_eq!((ended.status.code(), ended.stdout.lines().count()), (Some(1), 1), "one object on one line: {}", ended.stdout);
+    assert_eq!((ended.status.code(), ended.stdout.lines().count()), (Some(0), 1), "one object on one line: {}", ended.stdout);
     let report: serde_json::Value = serde_json::from_str(&ended.stdout).expect("JSON");
     assert!(report["counts"]["forbidden"].as_u64() > Some(0), "{report}");
+    // One CPU and a device without evictions see nothing of it.
+    let missed = gmem(&["litmus", "--canary", "copies-before-revoking", "--test", "sb", "--rounds", "1", "--devices", "1", "--seed", "1"]);
+    let found = missed.stderr.contains("was found");
+    assert_eq!((missed.status.code(), found), (Some(i32::from(!found)), found), "{}", missed.stderr);
 }
 
 #[test]
@@ -52,8 +56,9 @@ fn the_list_runs_nothing() {
 #[test]
 fn a_defect_that_hangs_a_test_ends_the_command_all_the_same() {
     let ended = gmem(&["litmus", "--canary", "skips-copies", "--test", "lock", "--rounds", "20"]);
-    assert_eq!(ended.status.code(), Some(1), "{}", ended.stdout);
-    assert!(ended.stderr.contains("was found, as it must be"), "{}", ended.stderr);
+    assert!(ended.status.success(), "{}", ended.stdout);
+    let said = format!("{}{}", ended.stdout, ended.stderr);
+    assert!(said.contains("was found, as it must be"), "{said}");
 }
 
 #[test]

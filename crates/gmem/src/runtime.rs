@@ -48,7 +48,7 @@ impl Builder {
     /// # Errors
     /// [`Error::Disabled`] if the environment says `GMEM=off`; [`Error::Start`] if the system refuses threads.
     pub fn start(self) -> Result<Gmem, Error> {
-        if std::env::var_os("GMEM").is_some_and(|v| v == "off" || v == "0") {
+        if std::env::var_os("GMEM").is_some_and(|v| v.eq_ignore_ascii_case("off") || v == "0") {
             return Err(Error::Disabled);
         }
         let threads = Arc::new(Threads::start().map_err(|e| Error::Start(e.to_string()))?);
