@@ -63,6 +63,20 @@ fn refused_replica_enter_leaves_two_writers() {
 }
 
 #[test]
+fn a_refused_change_of_two_regions_changes_neither_while_memory_stays_short() {
+    let w = world(1);
+    map(&w, 0, 1, PageSize::Size4K);
+    map(&w, 1, 1, PageSize::Size4K);
+    w.core.protect(w.s, pages(0, 1), Prot::READ).unwrap();
+    w.sim.begin_shortage(None);
+    // The first goes back to what it was before, which needs nothing; the second needs memory; and the first has to go back again.
+    assert!(w.core.protect(w.s, pages(0, 2), Prot::RW).is_err());
+    w.sim.end_shortage();
+    assert!(cpu_write(&w.host, &*w.core, va(0), &[1]).is_err(), "the refused call gave access");
+    cpu_write(&w.host, &*w.core, va(1), &[1]).unwrap();
+}
+
+#[test]
 fn refused_replica_enter_on_a_fresh_page() {
     let w = world(1);
     map(&w, 0, 4, PageSize::Size4K);

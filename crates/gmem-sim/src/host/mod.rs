@@ -194,7 +194,7 @@ impl Host for SimHost {
             state.assert_pages("region_protect", region);
             state.split_at_ends(region.range);
             let changed = state.regions.get_mut(&region.range.start().get()).expect("the region was just split there");
-            changed.before = (!undoing).then_some(changed.attrs.prot);
+            changed.before = Some(changed.attrs.prot);
             changed.attrs.prot = region.attrs.prot;
             // The contract leaves open whether pages stay mapped: let the seed say so, that nobody relies on either.
             let drop_all = rng.coin();

@@ -15,7 +15,7 @@ pub(super) struct Region {
     pub(super) made_at: u64,
     pub(super) end: u64,
     pub(super) attrs: RegionAttrs,
-    /// What `attrs.prot` was before it was last changed, until that is undone or the region is split.
+    /// What `attrs.prot` was before it was last changed, until the region is split.
     pub(super) before: Option<Prot>,
 }
 
