@@ -63,8 +63,10 @@ impl Shared {
     /// Whether an act on a device may be refused besides because the device, or one whose table it may share, is dead, or was given up or put in the place of
     /// another since `since`.
     fn is_in_trouble(&self, space: usize, device: usize, since: Step) -> bool {
+        // A device whose context goes away meanwhile does no more of it.
+        let detached = |other: usize| self.ledger.borrow().links[space][other].attached.could_be(false, since);
         if self.faults == Faults::None {
-            return false;
+            return detached(device);
         }
         let shares = self.world.shape.devices[device].contains(&Mode::Share);
         (0..self.world.members.len()).filter(|other| *other == device || shares).any(|other| {
@@ -72,7 +74,7 @@ impl Shared {
             let driver = member.device();
             let context = self.world.core.context(self.world.spaces[space], member.id());
             let lost = context.is_some_and(|c| c.fenced || c.mode != Mode::Share && driver.pmap_for(self.world.spaces[space]) != c.pmap);
-            lost || driver.is_dead() || self.ledger.borrow().links[space][other].attached.could_be(false, since)
+            lost || driver.is_dead() || detached(other)
         })
     }
 
