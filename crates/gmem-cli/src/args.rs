@@ -234,7 +234,7 @@ pub(crate) struct SimArgs {
     /// Several seeds: from A to before B
     #[arg(long, value_name = "A..B", value_parser = seeds, conflicts_with = "seed")]
     pub(crate) seeds: Option<std::ops::Range<u64>>,
-    /// Steps of each seed; a step is one decision about which thread of control goes on
+    /// Steps of each seed; a step is one decision about which thread of control goes on. What is under way then is finished
     #[arg(long, value_name = "M", default_value_t = 100_000, value_parser = steps)]
     pub(crate) steps: u64,
     /// What is made to fail
@@ -323,7 +323,7 @@ pub(crate) struct LitmusArgs {
     #[arg(long, value_name = "NAME", value_parser = clap::builder::PossibleValuesParser::new(crate::litmus::names()))]
     pub(crate) test: Vec<String>,
     /// Rounds of each test, of up to 512 iterations, each with placements of its own
-    #[arg(long, value_name = "N", default_value_t = 20, value_parser = number::<1, 1_000_000>)]
+    #[arg(long, value_name = "N", default_value_t = 20, allow_negative_numbers = true, value_parser = number::<1, 1_000_000>)]
     pub(crate) rounds: u32,
     /// Devices beside the CPU, from 1 to 4 [default: drawn again and again]
     #[arg(long, value_name = "N", value_parser = devices)]

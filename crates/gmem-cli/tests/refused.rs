@@ -115,3 +115,16 @@ fn the_bench_leaves_out_the_row_that_cannot_be() {
         assert!(ended.status.success(), "{row}: {}", ended.stderr);
     }
 }
+
+/// No driver is to blame for what this process may not have.
+#[test]
+fn limits_of_the_process_are_no_broken_rules() {
+    for (limit, words) in [("-n 20", "ulimit -n"), ("-v 4000000", "ulimit -v")] {
+        let mut shell = std::process::Command::new("/bin/sh");
+        let gmem = env!("CARGO_BIN_EXE_gmem");
+        shell.args(["-c", &format!("ulimit {limit}; exec {gmem} conformance --device discrete --filter device-reads")]).env_remove("GMEM");
+        let ended = watch(shell);
+        assert_eq!((ended.status.code(), ended.stdout.as_str()), (Some(1), ""), "{limit}: {}", ended.stderr);
+        assert!(ended.stderr.contains(words) && ended.stderr.lines().count() == 1, "{limit}: {}", ended.stderr);
+    }
+}
