@@ -210,9 +210,9 @@ impl<P: Platform> Core<P> {
                 return Err(e.into());
             }
         }
-        // The driver is told before a fault can find the memory.
-        slot.driver.memory_registered(hnode_id, range);
         slot.state.lock().hnodes.push(hnode);
+        slot.driver.memory_registered(hnode_id, range);
+        // Faults take frames of it from here on, when the driver knows it.
         self.allow_everywhere(&slot, hnode_id, true);
         Ok(hnode_id)
     }
