@@ -43,3 +43,11 @@ pub(crate) unsafe fn long<'a>(at: *mut Long) -> &'a AtomicU64 {
     // SAFETY: by contract of this function; loom's atomics are only ever shared.
     return unsafe { &*at };
 }
+
+/// Lets others go on for a while.
+pub(crate) fn pause(a_while: std::time::Duration) {
+    #[cfg(not(loom))]
+    std::thread::sleep(a_while);
+    #[cfg(loom)]
+    let _ = (a_while, gmem_loom::thread::yield_now());
+}

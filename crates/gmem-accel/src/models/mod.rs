@@ -6,6 +6,7 @@ mod evictor;
 mod faults;
 mod launches;
 mod ring;
+mod table;
 
 use crate::context::{Command, Context, Facts};
 use crate::device::{drain_by, op, pending};
