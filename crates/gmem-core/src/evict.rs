@@ -179,8 +179,7 @@ impl<P: Platform> Core<P> {
 
     /// Marks a victim's page busy, if the page still owns the frame and may go.
     fn begin_evict<'a>(&'a self, space: &'a Arc<Space<P>>, hnode: &Arc<Hnode<P>>, victim: &Victim, spare: Spare) -> Begun<'a, P> {
-        let guard = space.lock();
-        let Some(region) = guard.region_at(victim.va) else { return Begun::InHand };
+        let Some((guard, region)) = space.unchanging(|inner| inner.region_at(victim.va)) else { return Begun::InHand };
         let entry = guard.entry(&region, victim.va);
         let owns = entry.state.on_device() && entry.hnode == hnode.id && entry.frame == Some(victim.frame);
         // Whoever has the page busy puts its frame back on a list when done.
@@ -206,7 +205,7 @@ impl<P: Platform> Core<P> {
         let page = op.page.start();
         let mut guard = op.space.lock();
         let entry = guard.entry(&op.region, page);
-        guard.set_entry(&op.region, page, Entry { busy: false, evicting: false, willneed: false, waiters: false, ..entry });
+        let ended = guard.end(&op.region, page, Entry { willneed: false, ..entry });
         if let Some((hnode, Some(frame))) = &op.old {
             if young {
                 hnode.settle(*frame, list_of(&entry));
@@ -215,7 +214,7 @@ impl<P: Platform> Core<P> {
             }
         }
         drop(guard);
-        self.wake(op.space, &op.region, op.page, entry.waiters);
+        self.wake(op.space, &op.region, op.page, ended);
     }
 
     /// Takes the pages of a batch from their devices, with one invalidation per page table.
@@ -315,8 +314,7 @@ impl<P: Platform> Core<P> {
         let mut ops = ArrayVec::<Op<'_, P>, EVICT_BATCH>::new();
         for (victim, space) in chosen.iter().zip(&spaces) {
             let Some(space) = space else { continue };
-            let guard = space.lock();
-            let Some(region) = guard.region_at(victim.va) else { continue };
+            let Some((guard, region)) = space.unchanging(|inner| inner.region_at(victim.va)) else { continue };
             let entry = guard.entry(&region, victim.va);
             let owns = entry.state.on_device() && entry.hnode == hnode.id && entry.frame == Some(victim.frame);
             if !owns || entry.busy || entry.pins > 0 || entry.holds > 0 {
@@ -357,11 +355,11 @@ impl<P: Platform> Core<P> {
         outcome
     }
 
-    /// The first page of `rest`. Returns where the next begins. Never waits: the peer may be in the middle of a request for another page.
+    /// The first page of `rest`. Returns where the next begins. Waits for nobody but the host: the peer may be in the middle of a request for another page.
     fn evict_peer_page(&self, space: &Arc<Space<P>>, context: &Arc<Context<P>>, rest: VirtRange) -> (VirtAddr, EvictOutcome) {
-        let mut guard = space.lock();
         // Holes are passed over: behind one there may be pages that the peer has.
-        let Some(region) = guard.regions_in(rest).next() else { return (rest.end(), EvictOutcome::NotThere) };
+        let found = space.unchanging(|inner| inner.regions_in(rest).next());
+        let Some((mut guard, region)) = found else { return (rest.end(), EvictOutcome::NotThere) };
         let va = rest.start().max(region.range.start());
         let page = region.page(va);
         let mut entry = guard.entry(&region, page.start());

@@ -106,15 +106,20 @@ impl<P: Platform> Op<'_, P> {
     /// A device that did not answer may still do what it was asked: its context is fenced, and unless that stops it for certain, the frame it was given is
     /// quarantined.
     fn mistrust(&mut self, step: Step, error: FaultError) {
-        let context = match step {
-            // It was the owner that did not answer or is gone, not whoever asks for its page; and the step itself saw to that.
+        let by_owner = match step {
+            // The step itself saw to that.
             Step::PeerUnmap { .. } => return,
-            Step::CopyOut => &self.from,
-            _ => &self.to,
+            Step::CopyOut => true,
+            _ => false,
         };
-        match (context.clone(), error) {
-            (Some(context), FaultError::Device(DeviceError::NoAnswer)) => self.new_in_reach |= !self.core.fence(&context),
-            (Some(context), FaultError::Device(DeviceError::Dead)) if step != Step::CopyOut => self.core.lose(&context),
+        let Some(context) = (if by_owner { &self.from } else { &self.to }).clone() else { return };
+        match error {
+            FaultError::Device(DeviceError::NoAnswer) => {
+                let stopped = self.core.fence(&context);
+                // The owner knows nothing of the frame that is for whoever asks for its page.
+                self.new_in_reach |= !stopped && !by_owner;
+            }
+            FaultError::Device(DeviceError::Dead) if !by_owner => self.core.lose(&context),
             _ => {}
         }
     }

@@ -7,7 +7,7 @@ use crate::execute::{Cause, Op, replicas};
 use crate::frame::List;
 use crate::hnode::Hnode;
 use crate::plan::{Facts, Owner, Plan, Wish, plan};
-use crate::space::{Guard, Region, Space};
+use crate::space::{Change, Ended, Guard, Region, Space};
 use alloc::sync::Arc;
 use gmem_hal::{
     Access, DeviceId, Event, EvictOutcome, FaultError, FaultHint, Host, HostFault, Mode, Platform, PmapId, Upcalls, VirtAddr, VirtRange,
@@ -68,6 +68,14 @@ impl<P: Platform> Core<P> {
         loop {
             let guard = space.lock();
             let region = guard.region_at(va).filter(|r| !r.closing && !guard.dying).ok_or(FaultError::NotMapped)?;
+            if guard.change(&region) != Change::No {
+                // What is allowed is decided when that is over.
+                if let Who::Host { may_wait: false } = touch.who {
+                    return Ok(Touched::Pending);
+                }
+                space.await_change(guard, region.page(va).start());
+                continue;
+            }
             if touch.access.is_some_and(|access| !region.attrs.prot.allows(access)) {
                 return Err(FaultError::Protection);
             }
@@ -227,8 +235,7 @@ impl<P: Platform> Core<P> {
         let kept = if next.on_device() && (same_owner || op.to.is_none()) { op.old.take() } else { None };
         let mut guard = op.space.lock();
         let mut entry = guard.entry(&op.region, page);
-        let waiters = entry.waiters;
-        entry = Entry { state: next, busy: false, evicting: false, willneed: op.keep_willneed, waiters: false, ..entry };
+        entry = Entry { state: next, willneed: op.keep_willneed, ..entry };
         entry.home = match next {
             State::Unmapped => false,
             State::Host => true,
@@ -245,28 +252,26 @@ impl<P: Platform> Core<P> {
         };
         let newcomer = op.from.is_none() || op.old.is_some();
         (entry.hnode, entry.frame) = place.as_ref().map_or((gmem_hal::HnodeId::HOST, None), |(hnode, frame)| (hnode.id, *frame));
-        guard.set_entry(&op.region, page, entry);
+        let ended = guard.end(&op.region, page, entry);
         match &place {
             Some((hnode, Some(frame))) => hnode.settle(*frame, list_of(&entry)),
             Some((hnode, None)) if newcomer => hnode.count_peer_page(op.region.attrs.page_size, true),
             _ => {}
         }
         self.drop_old(&op, guard);
-        self.wake(op.space, &op.region, op.page, waiters);
+        self.wake(op.space, &op.region, op.page, ended);
     }
 
     /// The operation failed and was undone: the page is in `state`, which differs from the former only if a peer gave it up on the way.
     pub(crate) fn abandon(&self, op: Op<'_, P>, state: State) {
         let page = op.page.start();
         let mut guard = op.space.lock();
-        let mut entry = guard.entry(&op.region, page);
-        let waiters = entry.waiters;
-        entry = Entry { busy: false, evicting: false, willneed: false, waiters: false, ..entry };
+        let mut entry = Entry { willneed: false, ..guard.entry(&op.region, page) };
         let lost_owner = entry.state.on_device() && !state.on_device();
         if lost_owner {
             entry = Entry { state, home: state == State::Host, hnode: gmem_hal::HnodeId::HOST, frame: None, ..entry };
         }
-        guard.set_entry(&op.region, page, entry);
+        let ended = guard.end(&op.region, page, entry);
         if let (Some((hnode, Some(frame))), false) = (&op.old, lost_owner) {
             hnode.resettle(*frame, list_of(&entry));
         }
@@ -275,13 +280,13 @@ impl<P: Platform> Core<P> {
         } else {
             drop(guard);
         }
-        self.wake(op.space, &op.region, op.page, waiters);
+        self.wake(op.space, &op.region, op.page, ended);
     }
 
-    /// Wakes whoever waits for the pages in `range`, in the core and in the host.
-    pub(crate) fn wake(&self, space: &Space<P>, region: &Region, range: VirtRange, waiters: bool) {
-        if waiters {
-            space.event(range.start()).signal();
+    /// Wakes whoever waits for the page at `range`, in the core and in the host.
+    pub(crate) fn wake(&self, space: &Space<P>, region: &Region, range: VirtRange, ended: Ended) {
+        space.signal(range.start(), ended);
+        if ended.waiters {
             self.platform.host().wake(&space.host, &region.pages(range));
         }
     }

@@ -8,7 +8,7 @@ use crate::core::Core;
 use crate::error::RangeError;
 use crate::execute::Op;
 use crate::hnode::EVICT_BATCH;
-use crate::space::Space;
+use crate::space::{Ended, Space};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use arrayvec::ArrayVec;
@@ -90,7 +90,7 @@ impl<P: Platform> Core<P> {
             guard.set_entry(region, page, entry);
             self.relist(&entry);
             drop(guard);
-            self.wake(space, region, region.page(page), wake);
+            self.wake(space, region, region.page(page), Ended::free(wake));
             Ok(())
         });
     }

@@ -6,10 +6,11 @@ use crate::error::RangeError;
 use crate::space::{Contexts, Inner, REGION_BYTES, Space, TABLE_BYTES};
 use alloc::sync::Arc;
 use gmem_hal::{
-    Backing, ByteLen, DeviceError, Host, Mode, PageSize, Pages, PeerError, Platform, Prot, RegionAttrs, SpaceId, VirtAddr, VirtRange,
+    Backing, ByteLen, DeviceError, Host, HostError, Mode, PageSize, Pages, PeerError, Platform, Prot, RegionAttrs, SpaceId, VirtAddr,
+    VirtRange,
 };
 
-/// How many ranges are tried when a PEER device uses the addresses for something else.
+/// How many ranges are tried when a PEER device, or the program, uses the addresses for something else.
 pub const MAP_TRIES: usize = 10;
 
 /// A region to map.
@@ -24,7 +25,8 @@ pub struct MapRequest {
 }
 
 impl<P: Platform> Core<P> {
-    /// Maps a region of zeros. [`Prot::WRITE`] implies [`Prot::READ`]. Every PEER device reserves the same range; if one uses it otherwise, up to [`MAP_TRIES`] ranges are tried. May block.
+    /// Maps a region of zeros. [`Prot::WRITE`] implies [`Prot::READ`]. Every PEER device reserves the same range; if one uses it otherwise, or something that is not
+    /// gmem's lies there, up to [`MAP_TRIES`] ranges are tried. May block.
     ///
     /// # Errors
     /// See [`RangeError`]; nothing was mapped or reserved.
@@ -76,6 +78,10 @@ impl<P: Platform> Core<P> {
                     let region = Pages { range, attrs: request.attrs };
                     if let Err(e) = self.platform.host().region_map(&space.host, &region) {
                         self.give_back(peers, range);
+                        if e == HostError::AddressInUse && request.at.is_none() {
+                            from = range.end();
+                            continue;
+                        }
                         return Err(e.into());
                     }
                     space.lock().insert(range, request.attrs, words);

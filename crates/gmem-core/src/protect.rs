@@ -7,10 +7,10 @@ use crate::error::RangeError;
 use crate::execute::Op;
 use crate::hnode::EVICT_BATCH;
 use crate::map::whole;
-use crate::space::{Region, Space};
+use crate::space::Space;
 use alloc::sync::Arc;
 use arrayvec::ArrayVec;
-use gmem_hal::{Host, Mode, Platform, Prot, SpaceId, VirtRange};
+use gmem_hal::{Backing, Host, HostError, Mode, Platform, Prot, SpaceId, VirtRange};
 
 /// Pages that are about to lose access.
 type Batch<'a, P> = ArrayVec<Op<'a, P>, EVICT_BATCH>;
@@ -20,7 +20,8 @@ impl<P: Platform> Core<P> {
     /// `prot` forbids is possible any more; accesses it newly allows are granted as they fault. May block.
     ///
     /// # Errors
-    /// [`RangeError::NotMapped`] with the first hole, [`RangeError::Misaligned`]; the host's refusal. Then the old protection is in force everywhere.
+    /// [`RangeError::NotMapped`] with the first hole, [`RangeError::Misaligned`]; the host's refusal, such as that the kernel holds a page of private backing
+    /// pinned. Then the old protection is in force everywhere.
     pub fn protect(&self, space: SpaceId, range: VirtRange, prot: Prot) -> Result<(), RangeError> {
         let prot = whole(prot);
         let space = self.space(space).ok_or(RangeError::NoSuchSpace(space))?;
@@ -34,14 +35,50 @@ impl<P: Platform> Core<P> {
 
     /// Changes every region of `range`, or none.
     fn protect_regions(&self, space: &Arc<Space<P>>, range: VirtRange, prot: Prot) -> Result<(), RangeError> {
+        // The truth and what the host allows change at one moment for everybody: no operation sees one without the other.
+        space.begin_change(range);
+        let answer = self.take_private_home(space, range).and_then(|()| self.protect_on_host(space, range, prot));
+        space.end_change(range, |region| {
+            if answer.is_ok() {
+                region.lowering = !prot.contains(region.attrs.prot);
+                region.attrs.prot = prot;
+            }
+        });
         for region in space.walk(range) {
-            if let Err(e) = self.protect_region(space, &region, prot) {
-                for done in space.walk(range).take_while(|r| r.range.start() < region.range.start()) {
-                    // Giving back what was allowed before needs nothing that was not there before.
-                    let _ = self.protect_region(space, &done, done.prot_before);
+            // Whoever came for another part of the same mapping waits too.
+            let waiting = space.lock().mapped_with(&region);
+            self.platform.host().wake(&space.host, &region.pages(waiting));
+        }
+        answer?;
+        for region in space.walk(range).filter(|region| region.lowering) {
+            self.lower(space, region.range, prot);
+            space.lock().update(region.range, |r| r.lowering = false);
+        }
+        Ok(())
+    }
+
+    fn protect_on_host(&self, space: &Space<P>, range: VirtRange, prot: Prot) -> Result<(), HostError> {
+        let host = self.platform.host();
+        for region in space.walk(range) {
+            if let Err(e) = host.region_protect(&space.host, &region.pages(region.range), prot) {
+                // Of the last one half may be done. To give back what was there needs nothing that could be refused.
+                for done in space.walk(range).take_while(|r| r.range.start() <= region.range.start()) {
+                    let restored = host.region_protect(&space.host, &done.pages(done.range), done.attrs.prot);
+                    debug_assert!(restored.is_ok(), "the protection of {} was not given back: {restored:?}", done.range);
                 }
                 return Err(e);
             }
+        }
+        Ok(())
+    }
+
+    /// Takes the pages of private backing in `range` from the CPU: how they move depends on what they allow.
+    fn take_private_home(&self, space: &Space<P>, range: VirtRange) -> Result<(), HostError> {
+        for region in space.walk(range).filter(|region| region.attrs.backing == Backing::Private) {
+            self.for_each_touched(space, region.range, |state, page| match state {
+                State::Host => self.platform.host().cpu_unmap(&space.host, &region.pages(region.page(page))),
+                _ => Ok(()),
+            })?;
         }
         Ok(())
     }
@@ -57,31 +94,6 @@ impl<P: Platform> Core<P> {
             at = region.range.end();
         }
         if at < range.end() { Err(RangeError::NotMapped(at)) } else { Ok(()) }
-    }
-
-    fn protect_region(&self, space: &Arc<Space<P>>, region: &Region, prot: Prot) -> Result<(), RangeError> {
-        let old = region.attrs.prot;
-        let set = |prot: Prot, lowering: bool| {
-            space.lock().update(region.range, |r| {
-                r.attrs.prot = prot;
-                r.prot_before = old;
-                r.lowering = lowering;
-            });
-        };
-        // Nobody may map more than the host allows. So to take access away the truth goes first: operations that begin from here on use the new
-        // protection, and those that began before are waited for. To give access the host goes first.
-        let lowers = !prot.contains(old);
-        if lowers {
-            set(prot, true);
-            self.wait_idle(space, region.range);
-        }
-        let attrs = gmem_hal::RegionAttrs { prot, ..region.attrs };
-        let answer = self.platform.host().region_protect(&space.host, &gmem_hal::Pages { range: region.range, attrs });
-        if answer.is_ok() && lowers {
-            self.lower(space, region.range, prot);
-        }
-        set(if answer.is_ok() { prot } else { old }, false);
-        Ok(answer?)
     }
 
     /// Takes access away from every device table that has pages of `range`, in batches with one invalidation per table.

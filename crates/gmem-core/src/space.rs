@@ -13,7 +13,7 @@ use alloc::boxed::Box;
 use alloc::sync::Arc;
 use arrayvec::ArrayVec;
 use gmem_hal::lock_api::{Mutex, MutexGuard};
-use gmem_hal::{DeviceId, Event, Host, OutOfMemory, Pages, Platform, Prot, RegionAttrs, SpaceId, VirtAddr, VirtRange, Wait, WaitKind};
+use gmem_hal::{DeviceId, Event, Host, OutOfMemory, Pages, Platform, RegionAttrs, SpaceId, VirtAddr, VirtRange, Wait, WaitKind};
 
 /// The most contexts one address space can have; bounds what a fault keeps on its stack.
 pub(crate) const MAX_CONTEXTS: usize = 16;
@@ -34,6 +34,8 @@ pub(crate) struct Space<P: Platform> {
     pub(crate) host: HostSpace<P>, // c
     inner: Mutex<P::RawLock, Inner<P>>,
     events: [P::Event; EVENTS],
+    /// Signalled when the last operation has ended that a change of a region waits for, and when a change has ended.
+    changes: P::Event,
     gate: Gate<P>,
 }
 
@@ -60,8 +62,6 @@ pub(crate) struct Region {
     pub(crate) closing: bool,
     /// A protect takes access away: `attrs` says what is allowed from now on, and some page tables still allow more.
     pub(crate) lowering: bool,
-    /// What was allowed before the last protect, for undoing it.
-    pub(crate) prot_before: Prot,
     table: TableId,
     table_base: VirtAddr,
 }
@@ -90,6 +90,37 @@ pub(crate) const TABLE_BYTES: usize = Sorted::<TableId, Table>::ITEM;
 pub(crate) struct Table {
     words: Box<[u64]>,
     users: usize,
+    /// How many of the entries are busy.
+    busy: usize,
+    change: Change,
+}
+
+/// How far the host has come with changing what the pages of a table allow. No operation on any of them is under way meanwhile: what it has read of
+/// their region's attributes would not be true any more, and the host goes by these.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Change {
+    /// There is none.
+    No,
+    /// Whoever comes for a page waits. What is under way goes on, and may evict other pages of the table for it.
+    Awaited,
+    /// Nothing is under way, and nothing begins until the host is done. It waits for nobody, so everybody may wait for it.
+    UnderWay,
+}
+
+/// What the end of an operation on a page means to others.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Ended {
+    /// Somebody waits for the page.
+    pub(crate) waiters: bool,
+    /// It was the last that a change of the region waits for.
+    last: bool,
+}
+
+impl Ended {
+    /// A page that was not busy became free for those who waited, if any did.
+    pub(crate) fn free(waiters: bool) -> Self {
+        Self { waiters, last: false }
+    }
 }
 
 impl Table {
@@ -109,7 +140,7 @@ impl<P: Platform> Space<P> {
             dying: false,
         };
         let events = ::core::array::from_fn(|_| P::Event::default());
-        Self { id, range, cpu_visible, host, inner: Mutex::new(inner), events, gate: Gate::new() }
+        Self { id, range, cpu_visible, host, inner: Mutex::new(inner), events, changes: P::Event::default(), gate: Gate::new() }
     }
 
     pub(crate) fn lock(&self) -> Guard<'_, P> {
@@ -166,6 +197,61 @@ impl<P: Platform> Space<P> {
         event.wait(epoch, &Wait { kind, space: Some(self.id), at: page, owner });
     }
 
+    /// Waits until no operation on a page of the regions in `range` is under way, and lets none begin before [`Space::end_change`]. Under the gate.
+    pub(crate) fn begin_change(&self, range: VirtRange) {
+        loop {
+            let epoch = self.changes.epoch();
+            let mut guard = self.lock();
+            // All at once: an operation in one of them may have to evict a page of another.
+            let idle = guard.regions_in(range).all(|region| guard.table(&region).busy == 0);
+            guard.set_change(range, if idle { Change::UnderWay } else { Change::Awaited });
+            drop(guard);
+            if idle {
+                return;
+            }
+            self.changes
+                .wait(epoch, &Wait { kind: WaitKind::BusyPage, space: Some(self.id), at: range.start(), owner: "fault or range call" });
+        }
+    }
+
+    /// The host is done with the regions in `range`, about which `change` tells the truth.
+    pub(crate) fn end_change(&self, range: VirtRange, change: impl FnMut(&mut Region)) {
+        let mut guard = self.lock();
+        guard.update(range, change);
+        guard.set_change(range, Change::No);
+        drop(guard);
+        self.changes.signal();
+    }
+
+    /// The lock, and the region that `find` finds, once the host is not changing what its pages allow. `None` if there is none.
+    pub(crate) fn unchanging(&self, find: impl Fn(&Inner<P>) -> Option<Region>) -> Option<(Guard<'_, P>, Region)> {
+        loop {
+            let guard = self.lock();
+            let region = find(&guard)?;
+            if guard.change(&region) != Change::UnderWay {
+                return Some((guard, region));
+            }
+            self.await_change(guard, region.range.start());
+        }
+    }
+
+    /// Waits until the change of the region may have ended. The lock is dropped.
+    pub(crate) fn await_change(&self, guard: Guard<'_, P>, page: VirtAddr) {
+        let epoch = self.changes.epoch();
+        drop(guard);
+        self.changes.wait(epoch, &Wait { kind: WaitKind::BusyPage, space: Some(self.id), at: page, owner: "protect" });
+    }
+
+    /// Wakes those in the core who wait for what has ended at `page`.
+    pub(crate) fn signal(&self, page: VirtAddr, ended: Ended) {
+        if ended.waiters {
+            self.event(page).signal();
+        }
+        if ended.last {
+            self.changes.signal();
+        }
+    }
+
     /// Enters the gate: from now on this thread alone changes regions and contexts. `None` if the address space is being destroyed.
     pub(crate) fn enter_gate(&self, owner: &'static str) -> Option<Inside<'_, P>> {
         let inside = self.gate.enter(owner, Some(self.id), self.range.start());
@@ -204,13 +290,19 @@ impl<P: Platform> Inner<P> {
         }
     }
 
+    /// All that was mapped in the call that made the region.
+    pub(crate) fn mapped_with(&self, region: &Region) -> VirtRange {
+        let bytes = (self.table(region).words.len() as u64) << region.attrs.page_size.shift();
+        VirtRange::from_len(region.table_base, gmem_hal::ByteLen(bytes)).expect("it was mapped")
+    }
+
     /// Adds a region with entries of its own, all untouched. Room was made for it ([`Space::make_room`]).
     pub(crate) fn insert(&mut self, range: VirtRange, attrs: RegionAttrs, words: Box<[u64]>) {
         let table = TableId(self.next_table);
         self.next_table += 1;
-        self.tables.insert(table, Table { words, users: 1 });
-        let (start, prot_before) = (range.start(), attrs.prot);
-        self.regions.insert(start, Region { range, attrs, closing: false, lowering: false, prot_before, table, table_base: start });
+        self.tables.insert(table, Table { words, users: 1, busy: 0, change: Change::No });
+        let start = range.start();
+        self.regions.insert(start, Region { range, attrs, closing: false, lowering: false, table, table_base: start });
     }
 
     /// Entries for `range`, as [`Inner::insert`] wants them.
@@ -279,7 +371,29 @@ impl<P: Platform> Inner<P> {
 
     pub(crate) fn set_entry(&mut self, region: &Region, page: VirtAddr, entry: Entry) {
         let slot = region.slot(page);
-        self.table_mut(region).words[slot] = entry.pack();
+        let table = self.table_mut(region);
+        table.busy = table.busy + usize::from(entry.busy) - usize::from(Entry::unpack(table.words[slot]).busy);
+        table.words[slot] = entry.pack();
+    }
+
+    /// The operation that has the page busy is over: the entry says so besides what `entry` says.
+    pub(crate) fn end(&mut self, region: &Region, page: VirtAddr, entry: Entry) -> Ended {
+        let waiters = self.entry(region, page).waiters;
+        self.set_entry(region, page, Entry { busy: false, evicting: false, waiters: false, ..entry });
+        let table = self.table(region);
+        Ended { waiters, last: table.busy == 0 && table.change == Change::Awaited }
+    }
+
+    fn set_change(&mut self, range: VirtRange, change: Change) {
+        let Self { regions, tables, .. } = self;
+        for region in regions.range_mut(range.start(), range.end()) {
+            tables.get_mut(region.table).expect("a region's table lives as long as the region").change = change;
+        }
+    }
+
+    /// Whether what the pages of the region allow is about to change.
+    pub(crate) fn change(&self, region: &Region) -> Change {
+        self.table(region).change
     }
 
     /// The entries of the pages of a region that somebody has touched.

@@ -8,7 +8,7 @@ use crate::execute::{Cause, Op};
 use crate::fault::Touch;
 use crate::hnode::EVICT_BATCH;
 use crate::plan::{Owner, Step, Wish, plan};
-use crate::space::{Contexts, REGION_BYTES, Region, Space};
+use crate::space::{Change, Contexts, REGION_BYTES, Region, Space};
 use alloc::sync::Arc;
 use arrayvec::ArrayVec;
 use gmem_hal::{FaultError, Host, Platform, SpaceId, VirtAddr, VirtRange, WaitKind};
@@ -124,6 +124,10 @@ impl<P: Platform> Core<P> {
         loop {
             let guard = space.lock();
             let Some(region) = guard.region_at(va).filter(|r| !r.closing && range.contains_range(r.page(va))) else { return Ok(()) };
+            if guard.change(&region) != Change::No {
+                space.await_change(guard, va);
+                continue;
+            }
             let (region, page) = (&region, region.page(va).start());
             let entry = guard.entry(region, page);
             if entry.busy || entry.holds > 0 {
@@ -229,9 +233,8 @@ impl<P: Platform> Core<P> {
     pub(crate) fn seize<'a>(&'a self, space: &'a Arc<Space<P>>, va: VirtAddr, let_go: impl FnOnce()) -> Option<Op<'a, P>> {
         let mut let_go = Some(let_go);
         loop {
-            let guard = space.lock();
             // Of a region that is being unmapped each page is looked at once: none that was seen idle may become busy again.
-            let region = guard.region_at(va).filter(|r| !r.closing)?;
+            let (guard, region) = space.unchanging(|inner| inner.region_at(va).filter(|r| !r.closing))?;
             let entry = guard.entry(&region, va);
             if entry.busy {
                 match let_go.take() {

@@ -138,7 +138,9 @@ impl<P: Platform> Core<P> {
         });
         for (id, frame) in frames {
             if !self.is_in_hand(hnode.id, id, &frame, &lock) {
-                see(Sight::Loose { frame: hnode.phys(id), page: (frame.space, frame.va) });
+                // By what was seen: it may be free by now.
+                let place = PhysAddr { hnode: hnode.id, addr: hnode.base() + (u64::from(frame.number) << 12) };
+                see(Sight::Loose { frame: place, page: (frame.space, frame.va) });
             }
         }
         Ok(())

@@ -50,7 +50,7 @@ fn a_campaign_covers_every_row() {
 #[test]
 fn pages_of_every_size_and_backing_move() {
     let mut all = Coverage::default();
-    for seed in 0..4 {
+    for seed in 0..8 {
         for kind in [worlds::SIZES, worlds::BACKED] {
             let ended = Campaign { kind, seed, faults: Faults::None, ..SHORT }.run();
             ended.expect_clean();

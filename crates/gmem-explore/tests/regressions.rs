@@ -641,3 +641,27 @@ fn who_asks_for_the_page_of_a_peer_that_fails_does_not_fail_with_it() {
         w.core.detach(w.s, idr).unwrap();
     }
 }
+
+/// The owner of a page did not answer when it was to copy it home and could not be stopped, and a frame of whoever asked for the page was held back for that, at every fault.
+#[test]
+fn an_owner_that_does_not_answer_costs_who_asks_for_its_page_no_frame() {
+    let w = world(1);
+    map(&w, 0, 8, PageSize::Size4K);
+    let (a, ida, ha) = add(&w, dev(&w, "a", 64 << 10).without_fence());
+    let (b, idb, hb) = add(&w, dev(&w, "b", 4 * P4));
+    for id in [ida, idb] {
+        w.core.attach(w.s, id, Mode::CoherentExclusive, false).unwrap();
+    }
+    let (pa, pb) = (a.pmap_for(w.s).unwrap(), b.pmap_for(w.s).unwrap());
+    device_write(&a, ida, &*w.core, pa, va(0), &[1]).unwrap();
+    w.sim.fail_chance_on(a.number(), Callback::Copy, 1000, Injected::Device(DeviceError::NoAnswer));
+    for _ in 0..6 {
+        assert!(device_read(&b, idb, &*w.core, pb, va(0), &mut [0]).is_err(), "its owner gave the page up");
+    }
+    assert_eq!(w.core.hnode_stats(hb).unwrap().quarantined.get(), 0, "frames are held back for a device that never had them");
+    assert_eq!(w.core.hnode_stats(ha).unwrap().used.get(), P4, "the page is where it was");
+    assert!(!w.core.context(w.s, idb).unwrap().fenced);
+    for page in 1..5 {
+        device_write(&b, idb, &*w.core, pb, va(page), &[2]).unwrap();
+    }
+}

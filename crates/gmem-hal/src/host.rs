@@ -1,13 +1,13 @@
 //! The host contract: what the kernel gave the original, for a core that lives in user space.
 
-use crate::{HostError, PhysAddr, RegionAttrs, VirtRange};
+use crate::{HostError, PhysAddr, Prot, RegionAttrs, VirtRange};
 
 /// A run of whole pages of one region.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Pages {
     /// Aligned to the region's page size.
     pub range: VirtRange,
-    /// The region's attributes.
+    /// The region's attributes, as they are now.
     pub attrs: RegionAttrs,
 }
 
@@ -31,7 +31,7 @@ pub struct HostWindow {
 /// [`Host::home`] while it is populated and, for private backing, not CPU-mapped.
 ///
 /// The calls on whole regions may block and allocate and come from gmem's own threads; those on [`Pages`] are on the fault path. A failed call
-/// changed nothing visible. After `region_map`, a region is named as it was made, by a part of it, or by parts of it with equal attributes that lie side by side.
+/// changed nothing visible, but for [`Host::region_protect`]. After `region_map`, a region is named as it was made, by a part of it, or by parts of it with equal attributes that lie side by side.
 pub trait Host: Send + Sync + 'static {
     /// The host's own record of an address space.
     type Space: Send + Sync;
@@ -56,11 +56,12 @@ pub trait Host: Send + Sync + 'static {
     /// Takes a region or a part of one away: the CPU can no longer touch it, the homes are freed. Cannot be refused.
     fn region_unmap(&self, space: &Self::Space, region: &Pages);
 
-    /// Changes what the CPU may do to `region.attrs.prot`. Pages that were CPU-mapped may or may not be so afterwards; access is never more than asked.
+    /// Changes what the CPU may do from `region.attrs.prot` to `prot`. No other call on pages of the region is under way, nor an operation of the core in the middle of
+    /// several, so each sees either; and of private backing no page is CPU-mapped. Other pages may or may not stay so; access is never more than asked.
     ///
-    /// Giving back to exactly `region.range` the protection it had just before, which is how the core undoes a call on several regions that was refused
-    /// half-way, cannot fail: it needs nothing that was not there before.
-    fn region_protect(&self, space: &Self::Space, region: &Pages) -> Result<(), HostError>;
+    /// On `Err` a part may be changed; the core then calls again with `prot` as it was in `region.attrs`. That cannot fail, nor can to give back to exactly
+    /// `region.range` what it allowed just before, which undoes a call on several regions: it needs nothing that was not there.
+    fn region_protect(&self, space: &Self::Space, region: &Pages, prot: Prot) -> Result<(), HostError>;
 
     /// Where copy engines find the home of the first of `pages`; the homes of a run are contiguous. Pure.
     fn home(&self, space: &Self::Space, pages: &Pages) -> PhysAddr;

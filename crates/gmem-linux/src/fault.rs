@@ -16,8 +16,8 @@ pub(crate) struct Faults {
     poisoned: Mutex<FutexLock, ArrayVec<VirtAddr, 64>>,
     /// The length of `poisoned`, to be read without the lock.
     count: AtomicUsize,
-    /// How many regions were mapped. Changed under the lock of `poisoned`.
-    mapped: AtomicU64,
+    /// How often a region was mapped, or what it allows was changed. Changed under the lock of `poisoned`.
+    changed: AtomicU64,
 }
 
 impl Faults {
@@ -37,22 +37,22 @@ impl Faults {
         }
     }
 
-    /// A region is about to be mapped: what was judged before does not hold for it.
-    pub(crate) fn region_mapped(&self) {
+    /// A region is about to be mapped, or to allow something else: what was judged before does not hold for it.
+    pub(crate) fn region_changed(&self) {
         let _poisoned = self.poisoned.lock();
-        self.mapped.fetch_add(1, Release);
+        self.changed.fetch_add(1, Release);
     }
 
-    /// How many regions were mapped so far, to be read before a fault is resolved.
+    /// How often regions changed so far, to be read before the message of a fault is.
     pub(crate) fn epoch(&self) -> u64 {
-        self.mapped.load(Acquire)
+        self.changed.load(Acquire)
     }
 
     /// Poisons the base page at `va` by calling `poison`, and notes it if that said true. The lock is held over both, so that whoever maps the page
     /// next finds the note; `poison` must not wake the faulter, who might be that one.
     ///
-    /// Not if a region was mapped since `epoch`: a message may be older than the region that is there now, and its faulter long gone. One that still waits
-    /// faults again and is judged again.
+    /// Not if a region changed since `epoch`: who faults still waits when the message is read, but an earlier message of the same page may let it go on, and then
+    /// it is judged here by what the page is now, which it has not touched. One that still waits faults again and is judged again.
     pub(crate) fn poison(&self, va: VirtAddr, epoch: u64, poison: impl FnOnce() -> bool) {
         let mut poisoned = self.poisoned.lock();
         if self.epoch() == epoch && poison() && !poisoned.contains(&va) {
@@ -87,10 +87,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_verdict_older_than_the_region_poisons_nothing() {
+    fn a_verdict_older_than_the_change_of_a_region_poisons_nothing() {
         let faults = Faults::default();
         let (va, before) = (VirtAddr::new(0x1000), faults.epoch());
-        faults.region_mapped();
+        faults.region_changed();
         faults.poison(va, before, || panic!("the page belongs to another region now"));
         assert_eq!(faults.count.load(Acquire), 0);
         faults.poison(va, faults.epoch(), || true);

@@ -237,7 +237,7 @@ impl Host for LinuxHost {
         self.supports(attrs)?;
         let scheme = space.scheme(attrs);
         if scheme != Scheme::DeviceOnly {
-            self.core.faults.region_mapped();
+            self.core.faults.region_changed();
             space.reclaim(range)?;
         }
         match scheme {
@@ -254,14 +254,18 @@ impl Host for LinuxHost {
         if scheme != Scheme::DeviceOnly {
             space.for_each_of_ours(range, |part| {
                 if space.reset_user(part).is_err() {
-                    // No room to split a mapping: take the pages and the access away instead. What stays registered is answered with death.
+                    // No room to split a mapping: take the pages away and see to it that every access faults, which is answered with death. A region that comes
+                    // here later does what could not be done now.
+                    if scheme == Scheme::Huge {
+                        space.huge_forget(part);
+                    }
                     let _ = space.user().zap(part);
                     let _ = space.user().protect(part, Prot::empty());
                 }
             });
         }
         match scheme {
-            Scheme::Private => space.private_forget(range),
+            Scheme::Private => space.private_discard(range),
             _ => space.shared_discard(range),
         }
         if region.attrs.page_size == PageSize::Size2M {
@@ -270,19 +274,31 @@ impl Host for LinuxHost {
         self.core.wake(range);
     }
 
-    fn region_protect(&self, space: &LinuxSpace, region: &Pages) -> Result<(), HostError> {
-        let (range, attrs) = (region.range, &region.attrs);
-        let scheme = space.scheme(attrs);
-        if scheme != Scheme::DeviceOnly {
+    fn region_protect(&self, space: &LinuxSpace, region: &Pages, prot: Prot) -> Result<(), HostError> {
+        let range = region.range;
+        let scheme = space.scheme(&region.attrs);
+        if scheme == Scheme::DeviceOnly {
+            return Ok(());
+        }
+        // What was refused before may be allowed now.
+        self.core.faults.region_changed();
+        let back = prot == region.attrs.prot;
+        if !back {
             space.check_ours(range)?;
         }
         match scheme {
-            Scheme::DeviceOnly => Ok(()),
-            Scheme::Huge | Scheme::Small => space.user().protect(range, attrs.prot).map_err(split_error),
-            // Which pages are absent is known by their protection alone: make them all absent; each comes back by a soft fault.
-            Scheme::InThread => space.in_thread_protect(range, Prot::empty()),
-            Scheme::Private => space.private_protect(range, attrs),
+            // Which pages are absent is known by their protection alone, and what was made absent comes back by a soft fault.
+            Scheme::InThread if back => return Ok(()),
+            Scheme::InThread => return space.in_thread_protect(range, Prot::empty()),
+            // What is as it was needs no split, and what was changed was split already.
+            _ if back => space.for_each_of_ours(range, |part| {
+                let restored = space.user().protect(part, prot);
+                debug_assert_eq!(restored, Ok(()), "the protection of {part} was not given back");
+            }),
+            _ => space.user().protect(range, prot).map_err(split_error)?,
         }
+        self.core.faults.clear_poison(space.user(), range, prot);
+        Ok(())
     }
 
     fn home(&self, space: &LinuxSpace, pages: &Pages) -> PhysAddr {
@@ -307,7 +323,7 @@ impl Host for LinuxHost {
             Scheme::Huge => space.huge_cpu_map(range, attrs.prot)?,
             Scheme::Small => space.small_cpu_map(range)?,
             Scheme::InThread => return space.in_thread_protect(range, attrs.prot),
-            Scheme::Private => space.private_cpu_map(range, attrs.page_size)?,
+            Scheme::Private => space.private_cpu_map(range, attrs)?,
         }
         // Not all of the above wakes, and a thread may wait for a page that was there already.
         self.core.wake(range);
@@ -325,7 +341,7 @@ impl Host for LinuxHost {
             Scheme::Huge => space.huge_cpu_unmap(range),
             Scheme::Small => space.small_cpu_unmap(range),
             Scheme::InThread => space.in_thread_protect(range, Prot::empty()),
-            Scheme::Private => space.private_cpu_unmap(range, attrs.page_size),
+            Scheme::Private => space.private_cpu_unmap(range, attrs),
         }
     }
 

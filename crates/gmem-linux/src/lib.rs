@@ -30,7 +30,6 @@ mod platform;
 mod pressure;
 mod private;
 mod probe;
-mod ranges;
 mod report;
 mod service;
 mod shared;

@@ -61,12 +61,17 @@ impl LinuxSpace {
         run.into_iter().for_each(each);
     }
 
-    /// Makes sure that `range`, where no region lies, is reserved. A hole that the program made is reserved again, unless something lies there.
+    /// Makes sure that `range`, where no region lies, is reserved. A hole that the program made is reserved again, unless something lies there, and what an
+    /// unmapping had to leave is taken away.
     pub(crate) fn reclaim(&self, range: VirtRange) -> Result<(), HostError> {
         let Some(parts) = self.parts(range) else { return Ok(()) };
         for (part, mapped) in parts {
             match mapped {
-                Some(mapped) if !mapped.accessible && self.is_ours(part, &mapped) => {}
+                Some(mapped) if self.is_ours(part, &mapped) => {
+                    if mapped.accessible {
+                        self.reset_user(part).map_err(crate::host::split_error)?;
+                    }
+                }
                 Some(_) => return Err(HostError::AddressInUse),
                 None => self.user().reserve_again(part).map_err(|e| match e {
                     Errno::EXIST => HostError::AddressInUse,

@@ -8,7 +8,8 @@
 //! instead of hanging.
 //!
 //! **Regions that are not writable are frozen.** The kernel moves pages between writable mappings only, so there the bytes stay in the
-//! alias and the CPU gets a copy, which cannot differ because nobody can write it.
+//! alias and the CPU gets a copy, which cannot differ because nobody can write it. Which of the two a region is changes only while none of its pages is
+//! with the CPU and no operation on one is under way ([`gmem_hal::Host::region_protect`]).
 
 use crate::FutexLock;
 use crate::host::{error, split_error};
@@ -83,13 +84,9 @@ impl Moved<'_> {
     }
 }
 
-/// What becomes of a page that is neither with the CPU nor at home when it is taken home.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Absent {
-    /// Its home is filled with zeros: the caller believes that it has bytes.
-    Zero,
-    /// It stays nowhere: the caller goes over a whole region, used or not.
-    Leave,
+/// Whether a region has its bytes in the alias, and the CPU copies of them.
+fn is_frozen(attrs: &RegionAttrs) -> bool {
+    !attrs.prot.contains(Prot::RW)
 }
 
 /// The rest of the page of `size` that begins, or goes on, at `rest`.
@@ -106,7 +103,6 @@ impl LinuxSpace {
 
     pub(crate) fn private_map(&self, range: VirtRange, attrs: &RegionAttrs) -> Result<(), HostError> {
         let (service, _) = self.movers();
-        self.frozen.lock().set(range, !attrs.prot.contains(Prot::RW))?;
         self.reset_user(range).map_err(split_error)?;
         let advice = if attrs.page_size == PageSize::Size2M { Advice::HugePage } else { Advice::NoHugePage };
         // A kernel without huge pages says EINVAL.
@@ -117,21 +113,6 @@ impl LinuxSpace {
             let _ = self.reset_user(range);
         }
         done.map_err(split_error)
-    }
-
-    pub(crate) fn private_forget(&self, range: VirtRange) {
-        // Without memory for the smaller set the range stays marked, which the next region there overwrites.
-        let _ = self.frozen.lock().set(range, false);
-        self.private_discard(range);
-    }
-
-    pub(crate) fn private_protect(&self, range: VirtRange, attrs: &RegionAttrs) -> Result<(), HostError> {
-        // Take everything home under the old protection, by which it can be moved or dropped; then change the protection.
-        for page in range.pages(attrs.page_size) {
-            self.private_take_home(page, attrs.page_size, Absent::Leave)?;
-        }
-        self.frozen.lock().set(range, !attrs.prot.contains(Prot::RW))?;
-        self.user().protect(range, attrs.prot).map_err(split_error)
     }
 
     pub(crate) fn private_discard(&self, range: VirtRange) {
@@ -199,8 +180,8 @@ impl LinuxSpace {
 
     // ---- give to the CPU ----
 
-    pub(crate) fn private_cpu_map(&self, range: VirtRange, size: PageSize) -> Result<(), HostError> {
-        let frozen = self.frozen.lock().contains(range.start());
+    pub(crate) fn private_cpu_map(&self, range: VirtRange, attrs: &RegionAttrs) -> Result<(), HostError> {
+        let (size, frozen) = (attrs.page_size, is_frozen(attrs));
         let homes = self.private_homes().area();
         let (service, _) = self.movers();
         let (mut busy, mut filled) = (0, None);
@@ -251,14 +232,11 @@ impl LinuxSpace {
 
     // ---- take from the CPU ----
 
-    pub(crate) fn private_cpu_unmap(&self, range: VirtRange, size: PageSize) -> Result<(), HostError> {
-        self.private_take_home(range, size, Absent::Zero)
-    }
-
-    fn private_take_home(&self, range: VirtRange, size: PageSize, absent: Absent) -> Result<(), HostError> {
-        if self.frozen.lock().contains(range.start()) {
+    pub(crate) fn private_cpu_unmap(&self, range: VirtRange, attrs: &RegionAttrs) -> Result<(), HostError> {
+        if is_frozen(attrs) {
             return self.user().zap(range).map_err(error);
         }
+        let size = attrs.page_size;
         // On the stack for the fault path, which moves a page or a few; from the heap for calls on thousands, which come from elsewhere.
         let (mut few, mut many) = ([0u64; 64], Vec::new());
         let words = (range.len().get() >> size.shift()).div_ceil(64) as usize;
@@ -270,14 +248,14 @@ impl LinuxSpace {
             &mut many[..]
         };
         let mut moved = Moved { bits, first: range.start(), size };
-        let done = self.private_take(range, size, absent, &mut moved);
+        let done = self.private_take(range, size, &mut moved);
         if done.is_err() {
             moved.pages().for_each(|page| self.private_give_back(page));
         }
         done
     }
 
-    fn private_take(&self, range: VirtRange, size: PageSize, absent: Absent, moved: &mut Moved<'_>) -> Result<(), HostError> {
+    fn private_take(&self, range: VirtRange, size: PageSize, moved: &mut Moved<'_>) -> Result<(), HostError> {
         let homes = self.private_homes().area();
         let (_, mover) = self.movers();
         let (mut busy_at, mut tries) = (range.end(), 0);
@@ -302,7 +280,7 @@ impl LinuxSpace {
                     self.user().touch(rest.start());
                     Ok(0)
                 }
-                Errno::NOENT | Errno::EXIST => self.private_take_sparse(rest_of_page(rest, size), size, absent),
+                Errno::NOENT | Errno::EXIST => self.private_take_sparse(rest_of_page(rest, size), size),
                 // The program took the right to write away, without which the kernel moves nothing.
                 Errno::INVAL => Err(HostError::Displaced),
                 other => Err(error(other)),
@@ -312,11 +290,11 @@ impl LinuxSpace {
 
     /// Takes what there is of a page that is not wholly there. Either it is not CPU-mapped, or the program gave it or parts of it back to the kernel
     /// (`madvise`), and these read as zero. Answers how many bytes to pass over: all of `part`.
-    fn private_take_sparse(&self, part: VirtRange, size: PageSize, absent: Absent) -> Result<u64, HostError> {
+    fn private_take_sparse(&self, part: VirtRange, size: PageSize) -> Result<u64, HostError> {
         let page = VirtRange::page(part.start(), size).expect("a page of the region");
         if part == page && !self.user().any_present(page).map_err(error)? {
             let homes = self.private_homes().area();
-            if absent == Absent::Zero && !homes.any_present(self.in_homes(homes, page)).map_err(error)? {
+            if !homes.any_present(self.in_homes(homes, page)).map_err(error)? {
                 // Neither here nor there: the caller, who thinks it is on the CPU, will read the home.
                 self.private_build(page, size)?;
             }

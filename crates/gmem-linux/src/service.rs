@@ -33,8 +33,13 @@ pub(crate) fn serve(uffd: &Uffd, faults: &Faults, stop: impl AsFd) {
             return;
         }
         // EAGAIN: the faulter went away, or a wake was quicker.
-        while uffd.read(&mut messages).is_ok() && !messages.is_empty() {
-            messages.iter().for_each(|m| one(uffd, faults, m));
+        loop {
+            // Before they are read: whoever is in a message waits until it is.
+            let epoch = faults.epoch();
+            if uffd.read(&mut messages).is_err() || messages.is_empty() {
+                break;
+            }
+            messages.iter().for_each(|m| one(uffd, faults, epoch, m));
         }
     }
 }
@@ -51,9 +56,8 @@ impl Drop for DiesWithUs {
     }
 }
 
-fn one(uffd: &Uffd, faults: &Faults, message: &Message) {
+fn one(uffd: &Uffd, faults: &Faults, epoch: u64, message: &Message) {
     let page = VirtRange::page(message.va, PageSize::Size4K).expect("a user address");
-    let epoch = faults.epoch();
     match faults.resolve(message.va, message.access, false) {
         // Mapping woke its waiters; this one may have come after that and before the page was there.
         HostFault::Resolved => uffd.wake(page),

@@ -170,6 +170,13 @@ impl LinuxSpace {
         Ok(())
     }
 
+    /// Makes accesses to what is placed in `range`, and goes with its region, faults for us, as far as there is room for mappings.
+    pub(crate) fn huge_forget(&self, range: VirtRange) {
+        for (_, run) in self.placed.runs(range).filter(|(placed, _)| *placed) {
+            let _ = self.huge_close(run);
+        }
+    }
+
     /// Makes the coming absence of `run` a fault for us.
     fn huge_close(&self, run: VirtRange) -> Result<(), HostError> {
         let register = |range| self.service().register(self.user(), range, Absence::MissingOrUnmapped);

@@ -5,7 +5,6 @@ use crate::bits::PieceBits;
 use crate::host::{Core, error};
 use crate::in_thread::Registered;
 use crate::private::PrivateHomes;
-use crate::ranges::RangeSet;
 use crate::sys::area::{Advice, Area};
 use crate::sys::fd::GmemFd;
 use crate::sys::maps::FileId;
@@ -40,8 +39,6 @@ pub struct LinuxSpace {
     pub(crate) placed: PieceBits,
     /// Per 2 MiB piece: the home of the 2 MiB page holds bytes.
     pub(crate) populated: PieceBits,
-    /// Where private regions are not writable: there the CPU gets copies, see [`crate::private`].
-    pub(crate) frozen: Mutex<FutexLock, RangeSet>,
     in_thread: Mutex<FutexLock, Option<Registered>>,
     destroyed: AtomicBool,
 }
@@ -91,7 +88,6 @@ impl LinuxSpace {
             private,
             placed: PieceBits::new(padded)?,
             populated: PieceBits::new(padded)?,
-            frozen: Mutex::new(RangeSet::default()),
             in_thread: Mutex::new(None),
             destroyed: AtomicBool::new(false),
         })

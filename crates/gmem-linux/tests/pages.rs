@@ -154,7 +154,10 @@ fn protection_is_what_was_asked_and_data_survives_it() {
         rig.to_device(1).expect("to the device");
         let read_only = Pages { attrs: gmem_hal::RegionAttrs { prot: Prot::READ, ..attrs }, ..rig.pager.region };
         rig.threads.run(|| {
-            host.region_protect(space, &read_only).expect("read only");
+            for page in [0, 2, 3] {
+                host.cpu_unmap(space, &rig.pager.page(page)).expect("unmapped");
+            }
+            host.region_protect(space, &rig.pager.region, Prot::READ).expect("read only");
             // As a core would: what it thinks is on the CPU or home can be mapped again, with the new protection.
             for page in [0, 2, 3] {
                 host.cpu_map(space, &Pages { range: rig.pager.page(page).range, ..read_only }).expect("mapped read only");
@@ -173,7 +176,7 @@ fn protection_is_what_was_asked_and_data_survives_it() {
             for page in [0, 2, 3] {
                 host.cpu_unmap(space, &Pages { range: rig.pager.page(page).range, ..read_only }).expect("unmapped");
             }
-            host.region_protect(space, &rig.pager.region).expect("writable");
+            host.region_protect(space, &read_only, rig.pager.region.attrs.prot).expect("writable");
             for page in [0, 2, 3] {
                 host.cpu_map(space, &rig.pager.page(page)).expect("mapped");
             }

@@ -207,6 +207,13 @@ impl Shared {
             {
                 Ok(())
             }
+            // The kernel does not give private memory out of its hands.
+            Outcome::Refused(Refusal::Failed)
+                if matches!(op, Op::Protect(..))
+                    && ledger.run(run).iter().any(|page| page.backing == Backing::Private && page.was_held(since)) =>
+            {
+                Ok(())
+            }
             other => Err(format!("{other:?}, but it makes sense and nothing stood in its way")),
         }
     }

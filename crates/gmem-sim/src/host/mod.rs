@@ -8,7 +8,7 @@ pub(crate) use state::HostState;
 
 use crate::sim::{Sim, lock};
 use crate::{Callback, Change, Injected};
-use gmem_hal::{Host, HostError, HostWindow, Pages, PhysAddr, Prot, RegionAttrs, VirtAddr, VirtRange};
+use gmem_hal::{Backing, Host, HostError, HostWindow, Pages, PhysAddr, Prot, RegionAttrs, VirtAddr, VirtRange};
 use state::{GRAIN, Region, SpaceState, grains, home_of};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -159,7 +159,7 @@ impl Host for SimHost {
         self.with(space, |state, _| {
             assert!(!state.has_region(range), "region_map of {range} over another region");
             let made_at = range.start().get();
-            state.regions.insert(made_at, Region { made_at, end: range.end().get(), attrs, before: None });
+            state.regions.insert(made_at, Region { made_at, end: range.end().get(), attrs, before: None, torn: false });
         });
         Ok(())
     }
@@ -181,32 +181,51 @@ impl Host for SimHost {
         });
     }
 
-    fn region_protect(&self, space: &SimSpace, region: &Pages) -> Result<(), HostError> {
-        let undoing = self.with(space, |state, _| state.is_undoing(region));
-        if undoing {
-            self.note("region_protect", space, region.range);
+    fn region_protect(&self, space: &SimSpace, region: &Pages, prot: Prot) -> Result<(), HostError> {
+        let Pages { range, attrs } = *region;
+        let undoing = self.with(space, |state, _| state.is_undoing(range, prot));
+        let answer = if undoing {
+            self.note("region_protect", space, range);
+            Ok(())
         } else {
-            self.call(Callback::RegionProtect, space, region.range)?;
-        }
+            self.call(Callback::RegionProtect, space, range)
+        };
         self.changed(space, region, false);
         self.with(space, |state, rng| {
-            state.join(region.range);
-            state.assert_pages("region_protect", region);
-            state.split_at_ends(region.range);
-            let changed = state.regions.get_mut(&region.range.start().get()).expect("the region was just split there");
-            changed.before = Some(changed.attrs.prot);
-            changed.attrs.prot = region.attrs.prot;
-            // The contract leaves open whether pages stay mapped: let the seed say so, that nobody relies on either.
+            state.join(range);
+            if !undoing {
+                state.assert_pages("region_protect", region);
+            }
+            state.split_at_ends(range);
+            let torn = answer.is_err() && rng.coin();
+            let changed = state.regions.get_mut(&range.start().get()).expect("the region was just split there");
+            if answer.is_ok() {
+                changed.before = Some(changed.attrs.prot);
+                changed.attrs.prot = prot;
+            }
+            changed.torn = torn;
+            if answer.is_err() && !torn {
+                return;
+            }
+            // The contract leaves open whether pages stay mapped, and how far a call came that was refused: let the seed say so, that nobody relies on either.
             let drop_all = rng.coin();
-            for page in grains(region.range) {
-                let Some(prot) = state.cpu.get_mut(&page) else { continue };
-                *prot &= region.attrs.prot;
-                if prot.is_empty() || (drop_all && !state.pins.contains_key(&page)) {
+            let pages = range.len().get() / GRAIN;
+            let count = if torn { rng.below(pages) } else { pages };
+            for page in grains(range) {
+                assert!(
+                    attrs.backing == Backing::Shared || !state.cpu.contains_key(&page),
+                    "region_protect of {page:#x}, of private backing, which is CPU-mapped"
+                );
+            }
+            for page in grains(range).take(count as usize) {
+                let Some(allowed) = state.cpu.get_mut(&page) else { continue };
+                *allowed &= prot;
+                if allowed.is_empty() || (drop_all && !state.pins.contains_key(&page)) {
                     state.cpu.remove(&page);
                 }
             }
         });
-        Ok(())
+        answer
     }
 
     fn home(&self, space: &SimSpace, pages: &Pages) -> PhysAddr {
@@ -240,8 +259,6 @@ impl Host for SimHost {
             state.assert_pages("cpu_map", pages);
             assert!(!pages.attrs.prot.is_empty(), "cpu_map of {} without any access", pages.range);
             for page in grains(pages.range) {
-                let most = state.region_at(page).expect("the pages lie in one region").attrs.prot;
-                assert!(most.contains(pages.attrs.prot), "cpu_map of {page:#x} as {:?}, but the region allows {most:?}", pages.attrs.prot);
                 assert!(state.homes.contains_key(&page), "cpu_map of {page:#x}, whose home is not populated");
                 // Where the CPU sees no address space there is no table to fill; the homes are all there is.
                 if state.cpu_visible {

@@ -17,6 +17,8 @@ pub(super) struct Region {
     pub(super) attrs: RegionAttrs,
     /// What `attrs.prot` was before it was last changed, until the region is split.
     pub(super) before: Option<Prot>,
+    /// A change of `attrs.prot` was refused when a part of it was done: it must be taken back before anything else.
+    pub(super) torn: bool,
 }
 
 /// One address space.
@@ -163,14 +165,14 @@ impl SpaceState {
         self.regions.range(..=va).next_back().map(|(_, r)| r).filter(|r| va < r.end)
     }
 
-    /// Panics unless `pages` are whole pages of one region with these attributes and at least this access.
+    /// Panics unless `pages` are whole pages of one region with these attributes.
     pub(super) fn assert_pages(&self, call: &str, pages: &Pages) {
         let Pages { range, attrs } = pages;
         let region = self.region_at(range.start().get()).unwrap_or_else(|| panic!("{call} of {range}, where no region is"));
         assert!(range.is_aligned(attrs.page_size), "{call} of {range}, which is not a range of pages of {}", attrs.page_size);
         assert!(range.end().get() <= region.end, "{call} of {range}, but the region ends at {:#x}", region.end);
-        let same = RegionAttrs { prot: attrs.prot, ..region.attrs } == *attrs;
-        assert!(same, "{call} of {range} with {attrs:?}, but the region has {:?}", region.attrs);
+        assert!(!region.torn, "{call} of {range}, where a refused change of what it allows was not taken back");
+        assert!(region.attrs == *attrs, "{call} of {range} with {attrs:?}, but the region has {:?}", region.attrs);
     }
 
     /// Makes `range` start and end at ends of regions, splitting them.
@@ -203,10 +205,11 @@ impl SpaceState {
         }
     }
 
-    /// Whether a change of what the CPU may do would undo the one before: the contract says that it cannot fail.
-    pub(super) fn is_undoing(&self, pages: &Pages) -> bool {
-        let region = self.regions.get(&pages.range.start().get());
-        region.is_some_and(|r| r.end == pages.range.end().get() && r.before == Some(pages.attrs.prot))
+    /// Whether a change of what the CPU may do takes the one before back: the contract says that it cannot fail.
+    pub(super) fn is_undoing(&self, range: VirtRange, prot: Prot) -> bool {
+        let exactly = self.regions.get(&range.start().get()).filter(|r| r.end == range.end().get());
+        let there = self.region_at(range.start().get()).filter(|r| range.end().get() <= r.end);
+        exactly.is_some_and(|r| r.before == Some(prot)) || there.is_some_and(|r| r.attrs.prot == prot)
     }
 
     /// Whether a region overlaps `range`.

@@ -166,7 +166,8 @@ impl Model {
                 if free && replicated && *backing == Backing::Private { Sense::Open } else { valid_if(free) }
             }
             Op::Unmap(run) | Op::Discard(run) if self.is_pinned(run) => Sense::Open,
-            Op::Discard(run) if self.run(run).iter().any(|page| page.kernel_pins > 0) => Sense::Open,
+            // Private memory does not leave the kernel's hands for it.
+            Op::Discard(run) | Op::Protect(run, _) if self.run(run).iter().any(|page| page.kernel_pins > 0) => Sense::Open,
             Op::Unmap(run) | Op::Protect(run, _) | Op::Discard(run) => self.sense_of_run(run),
             Op::Prefetch(run, Some(device)) if self.attached[run.space][*device].is_none() => match self.sense_of_run(run) {
                 Sense::Valid => Sense::Invalid,
