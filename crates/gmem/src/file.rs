@@ -85,7 +85,10 @@ pub(crate) struct Backing {
     /// Where the region begins, and how much of it the file had when it was mapped.
     start: VirtAddr,
     valid: u64,
-    /// Of each piece, as the file has it; none if the file cannot be written, so that the region never can.
+    /// Whether the descriptor was opened for writing, which nothing can change. If not, the region never can be written. Append mode is another matter: the program
+    /// may set and clear it at any time, by any descriptor of the open file.
+    writable: bool,
+    /// Of each piece, as the file has it; none if the region never can be written.
     digests: Mutex<Vec<blake3::Hash>>,
 }
 
@@ -98,7 +101,8 @@ impl RegionBuilder {
     /// * [`FileSharing::Shared`]: what the CPU and the devices changed is written back, in units of 4 KiB that are written only if they were changed, by [`Region::sync`], by
     ///   [`Region::unmap`], and when the region is dropped. An error while it is dropped can be told to nobody and is a line on standard error: call
     ///   [`Region::sync`] first. If others **cut** the file meanwhile, what lies past its new end is not written back; each piece is written where the file ends at that moment, and
-    ///   only who cuts it in the very microsecond in which a piece there is written has a race with the kernel.
+    ///   only who cuts it in the very microsecond in which a piece there is written has a race with the kernel. While `file` is in **append mode** (`O_APPEND`, which a program can set
+    ///   later) writing back is refused.
     /// * [`FileSharing::Private`]: nothing is written back.
     ///
     /// A descriptor of the same open file is kept for as long as a shared region lives; `file` may be closed. May block for as long as reading takes.
@@ -129,6 +133,7 @@ impl RegionBuilder {
         if prot != Prot::RW {
             region.protect(region.range(), prot)?;
         }
+        let region = region.asked_with(prot);
         Ok(match backing {
             Some(backing) => region.backed_by(backing),
             None => region,
@@ -151,13 +156,17 @@ fn check(file: &File, write: bool) -> Result<(), Error> {
 }
 
 fn check_writable(flags: i32) -> Result<(), Error> {
-    if flags & libc::O_ACCMODE != libc::O_RDWR {
+    if !opened_for_writing(flags) {
         return Err(FileError::NotWritable.into());
     }
     if flags & libc::O_APPEND != 0 {
         return Err(FileError::Append.into());
     }
     Ok(())
+}
+
+fn opened_for_writing(flags: i32) -> bool {
+    flags & libc::O_ACCMODE == libc::O_RDWR
 }
 
 fn open_flags(file: &File) -> Result<i32, Error> {
@@ -220,9 +229,9 @@ impl Backing {
     /// The region is as the file is now.
     fn new(file: &File, offset: u64, start: VirtAddr, valid: u64) -> Result<Self, Error> {
         let file = file.try_clone().map_err(|e| io_error(offset, &e))?;
-        let writable = check_writable(open_flags(&file)?).is_ok();
+        let writable = opened_for_writing(open_flags(&file)?);
         let digests = if writable { digests_of(start, valid) } else { Vec::new() };
-        Ok(Self { file, offset, start, valid, digests: Mutex::new(digests) })
+        Ok(Self { file, offset, start, valid, writable, digests: Mutex::new(digests) })
     }
 
     /// The part of `range` that is the file's, in whole pieces but for its end.
@@ -230,14 +239,14 @@ impl Backing {
         range.intersection(VirtRange::from_len(self.start, ByteLen(self.valid))?)
     }
 
-    /// Whether the region may be made writable.
+    /// Whether the file can be written now, as a region that may be written needs.
     pub(crate) fn check_writable(&self) -> Result<(), Error> {
         check_writable(open_flags(&self.file)?)
     }
 
     /// Writes what was changed in `range`, whole pages of the region, back to the file. With `forced`, also where nobody may read.
     pub(crate) fn write_back(&self, region: &Region, range: VirtRange, forced: bool) -> Result<(), Error> {
-        let Some(valid) = self.valid(range).filter(|_| self.check_writable().is_ok()) else { return Ok(()) };
+        let Some(valid) = self.valid(range).filter(|_| self.writable) else { return Ok(()) };
         let Some(kept) = VirtRange::from_len(self.start, ByteLen(self.len_now()?)).and_then(|file| valid.intersection(file)) else {
             return Ok(());
         };
@@ -303,6 +312,8 @@ impl Backing {
                 if kept == 0 {
                     return Ok(());
                 }
+                // The descriptor shares its flags with the program's, and in append mode the kernel would write at the end.
+                self.check_writable()?;
                 self.file.write_all_at(&bytes[..kept], self.offset + offset).map_err(|e| io_error(self.offset + offset, &e))?;
                 if let Some(old) = digests.get_mut(number) {
                     *old = digest;

@@ -33,12 +33,18 @@ impl Region {
         self
     }
 
+    /// Says with which protection it was asked for, if it was mapped with another at first.
+    pub(crate) fn asked_with(mut self, prot: Prot) -> Self {
+        self.attrs.prot = prot;
+        self
+    }
+
     /// The addresses.
     pub fn range(&self) -> VirtRange {
         self.range
     }
 
-    /// The attributes it was mapped with.
+    /// The attributes it was mapped with; [`Region::protect`] does not change what this says.
     pub fn attrs(&self) -> RegionAttrs {
         self.attrs
     }
@@ -75,7 +81,7 @@ impl Region {
     /// region's pages come home for it; launches that hold pages are waited for. Does nothing in every other region. Blocks while it writes.
     ///
     /// # Errors
-    /// [`Error::File`] if the file cannot be written; [`Error::Range`] if a page cannot be brought home, or nobody may read it. What lies before it was written; the rest
+    /// [`Error::File`] if the file cannot be written, or is in append mode now; [`Error::Range`] if a page cannot be brought home, or nobody may read it. What lies before it was written; the rest
     /// still counts as changed.
     pub fn sync(&self) -> Result<(), Error> {
         let Some(file) = &self.file else { return Ok(()) };

@@ -6,6 +6,7 @@ use common::*;
 use gmem::{Access, Args, Backing, Delivery, Error, FileError, FileSharing, Mode, Prot, Region, accel, hal};
 use std::fs::File;
 use std::io::Read;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::PathBuf;
 
@@ -226,6 +227,7 @@ fn what_cannot_be_mapped_is_refused_with_the_reason() {
         let region = world.space.region().prot(Prot::READ).map_file(&read_only, 0, PAGE, FileSharing::Shared).unwrap();
         refused(region.protect(region.range(), Prot::RW), FileError::NotWritable);
         refused(region.discard(region.range()), FileError::Discard);
+        assert_eq!(region.attrs().prot, Prot::READ, "what it was mapped with");
         assert_eq!(get(at(&region, 8)), 2);
         assert_eq!(fault(world.run(&STORE, &[at(&region, 0), 1])), (at(&region, 0), hal::FaultError::Protection));
         drop(region);
@@ -265,6 +267,79 @@ fn a_file_that_cannot_be_written_is_told_and_nothing_is_unmapped() {
         limit(libc::RLIM_INFINITY);
         region.sync().unwrap();
         assert_eq!(word_of(&file, PAGE), 71);
+        std::fs::remove_file(path).unwrap();
+    });
+}
+
+/// Sets the status flags of the open file, which every descriptor of it shares.
+fn set_flags(file: &File, flags: i32) {
+    // SAFETY: one system call on a descriptor that is open.
+    assert_eq!(unsafe { libc::fcntl(file.as_raw_fd(), libc::F_SETFL, flags) }, 0);
+}
+
+#[test]
+fn append_mode_set_later_is_told_and_loses_nothing() {
+    alone("append_mode_set_later_is_told_and_loses_nothing", || {
+        let world = World::small();
+        let (file, path) = file("append", 2 * PAGE);
+        let region = world.space.region().map_file(&file, 0, 2 * PAGE, FileSharing::Shared).unwrap();
+        set_flags(&file, libc::O_APPEND);
+        // With nothing to write there is nothing to refuse.
+        region.sync().unwrap();
+        set(at(&region, 0), 70);
+        world.run(&STORE, &[at(&region, PAGE), 71]).unwrap();
+        let append = |result: Result<(), Error>| assert!(matches!(result, Err(Error::File(FileError::Append))), "{result:?}");
+        append(region.sync());
+        append(region.unmap(part(&region, PAGE, PAGE)));
+        append(region.protect(region.range(), Prot::RW));
+        assert_eq!((get(at(&region, 0)), get(at(&region, PAGE))), (70, 71), "everything is still there");
+        assert_eq!((word_of(&file, 0), file.metadata().unwrap().len()), (1, 2 * PAGE), "nothing was written to a wrong place");
+        set_flags(&file, 0);
+        region.unmap(part(&region, PAGE, PAGE)).unwrap();
+        region.sync().unwrap();
+        assert_eq!((word_of(&file, 0), word_of(&file, PAGE)), (70, 71));
+        // A drop can tell nobody but whoever reads standard error.
+        set(at(&region, 0), 80);
+        set_flags(&file, libc::O_APPEND);
+        let line = standard_error_of(|| drop(region));
+        assert!(line.contains("was written back") && line.contains("append mode"), "{line:?}");
+        assert_eq!((word_of(&file, 0), file.metadata().unwrap().len()), (70, 2 * PAGE));
+        std::fs::remove_file(path).unwrap();
+    });
+}
+
+/// What `work` writes to standard error, which is everybody's: for a test that is alone.
+fn standard_error_of(work: impl FnOnce()) -> String {
+    let (mut from, to) = std::io::pipe().unwrap();
+    // SAFETY: replaces descriptor 2, which stays open, and puts the former one back.
+    unsafe {
+        let kept = libc::dup(2);
+        assert_eq!(libc::dup2(to.as_raw_fd(), 2), 2);
+        work();
+        assert_eq!(libc::dup2(kept, 2), 2);
+        libc::close(kept);
+    }
+    drop(to);
+    let mut line = String::new();
+    from.read_to_string(&mut line).unwrap();
+    line
+}
+
+#[test]
+fn append_mode_cleared_later_writes_back_what_was_changed_and_nothing_else() {
+    watched(|| {
+        let world = World::small();
+        let (other, path) = file("appended", 8192);
+        let file = File::options().read(true).append(true).open(&path).unwrap();
+        let region = world.space.region().prot(Prot::READ).map_file(&file, 0, 8192, FileSharing::Shared).unwrap();
+        let refused = region.protect(region.range(), Prot::RW);
+        assert!(matches!(refused, Err(Error::File(FileError::Append))), "{refused:?}");
+        set_flags(&file, 0);
+        region.protect(region.range(), Prot::RW).unwrap();
+        other.write_all_at(&9u64.to_ne_bytes(), 4096).unwrap();
+        set(at(&region, 0), 77);
+        region.sync().unwrap();
+        assert_eq!((word_of(&other, 0), word_of(&other, 4096)), (77, 9), "what others wrote is theirs");
         std::fs::remove_file(path).unwrap();
     });
 }
