@@ -96,7 +96,7 @@ fn small_world() -> Result<(), gmem::Error> {
     let space = gmem.address_space().create()?;
     let context = space.attach(&device, gmem::Mode::CoherentExclusive)?;
     space.region().map(2 << 20)?;
-    context.detach()
+    Ok(context.detach()?)
 }
 
 /// Runs the checks, shows how far they are on a terminal, and prints each failure as it comes, unless the result is to be one JSON object.

@@ -8,10 +8,11 @@ use crate::runtime::Runtime;
 use crate::space::AddressSpace;
 use gmem_accel::Kernel;
 use gmem_hal::{Capabilities, LaunchError, LaunchRequest, Mode, PmapId, Ticket};
+use std::fmt;
 use std::marker::PhantomData;
 use std::sync::{Mutex, PoisonError};
 
-/// A device attached to an address space. Detached on drop.
+/// A device attached to an address space. Detached on drop; if that would lose data it stays attached until it can go without: see [`Context::detach`].
 #[derive(Debug)]
 pub struct Context {
     space: AddressSpace,
@@ -83,11 +84,18 @@ impl Context {
     /// Detaches the device: its pages come home.
     ///
     /// # Errors
-    /// [`Error::Detach`] if data would be lost; the context is kept alive and can be detached later by its address space's end.
-    pub fn detach(mut self) -> Result<(), Error> {
-        self.detached = true;
-        self.runtime().call(|core| core.detach(self.space.id(), self.device.id()))?;
-        Ok(())
+    /// [`Error::Detach`] if data would be lost, or if another context shares this one's page table. The context comes back with it: it can be used as before and be detached
+    /// later. If it is dropped instead, its address space keeps it, and detaches it when the device is attached again, when the context that shared its table is
+    /// detached, or in the end.
+    pub fn detach(mut self) -> Result<(), DetachFailed> {
+        match self.runtime().call(|core| core.detach(self.space.id(), self.device.id())) {
+            Ok(()) => {
+                self.detached = true;
+                self.space.inner.detach_sharers_of(self.device.id());
+                Ok(())
+            }
+            Err(e) => Err(DetachFailed { context: self, error: e.into() }),
+        }
     }
 
     fn runtime(&self) -> &Runtime {
@@ -118,10 +126,37 @@ impl Context {
 
 impl Drop for Context {
     fn drop(&mut self) {
-        if !self.detached {
-            // What cannot come home stays reachable through the address space, whose end is the last resort.
-            let _ = self.runtime().call(|core| core.detach(self.space.id(), self.device.id()));
+        if self.detached {
+            return;
         }
+        match self.runtime().call(|core| core.detach(self.space.id(), self.device.id())) {
+            Ok(()) => self.space.inner.detach_sharers_of(self.device.id()),
+            // What cannot come home stays reachable through the address space.
+            Err(why) => self.space.inner.keep_attached(&self.device, why),
+        }
+    }
+}
+
+/// A context that could not be detached, and why. [`Error`] can be made of it, which drops the context.
+#[derive(Debug)]
+pub struct DetachFailed {
+    /// The context, which is attached still.
+    pub context: Context,
+    /// Why.
+    pub error: Error,
+}
+
+impl fmt::Display for DetachFailed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.error.fmt(f)
+    }
+}
+
+impl std::error::Error for DetachFailed {}
+
+impl From<DetachFailed> for Error {
+    fn from(failed: DetachFailed) -> Self {
+        failed.error
     }
 }
 

@@ -121,7 +121,7 @@ impl Device {
 
 impl Drop for Inner {
     fn drop(&mut self) {
-        // Contexts keep the device alive, so none is left and nothing can be in use.
+        // Contexts keep the device alive, and address spaces those that could not be detached, so none is left and nothing can be in use.
         let _ = self.runtime.call(|core| core.device_destroy(self.id));
     }
 }

@@ -45,7 +45,7 @@ mod space;
 mod unified;
 
 pub use args::{Args, Number};
-pub use context::{Context, Launch, Scope};
+pub use context::{Context, DetachFailed, Launch, Scope};
 pub use device::Device;
 pub use error::Error;
 pub use file::{FileError, FileSharing};

@@ -7,10 +7,10 @@ use crate::region::Region;
 use crate::runtime::{Gmem, Runtime};
 use crate::unified::UnifiedVec;
 use bytemuck::Pod;
-use gmem_core::{MapRequest, RangeError, Residence, SpaceError};
-use gmem_hal::{Access, Backing, ByteLen, Delivery, HostError, Mode, PageSize, Prot, RegionAttrs, SpaceId, VirtAddr, VirtRange};
+use gmem_core::{DetachError, MapRequest, RangeError, Residence, SpaceError};
+use gmem_hal::{Access, Backing, ByteLen, Delivery, DeviceId, HostError, Mode, PageSize, Prot, RegionAttrs, SpaceId, VirtAddr, VirtRange};
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Where address spaces are placed when nothing is said: far below the addresses the kernel gives out by itself and far above programs, so that a device
 /// process finds the same addresses free.
@@ -35,6 +35,8 @@ pub(crate) struct Inner {
     pub(crate) range: VirtRange,
     /// Whether its addresses mean anything to the CPU.
     pub(crate) cpu_visible: bool,
+    /// Devices that are attached and have no handle any more, because detaching them failed when it was dropped, and why. They live until they are detached.
+    stranded: Mutex<Vec<(Device, DetachError)>>,
 }
 
 /// What an address space should be.
@@ -85,7 +87,7 @@ impl SpaceBuilder {
             }
             None => self.find_place(&runtime)?,
         };
-        Ok(AddressSpace { inner: Arc::new(Inner { runtime, id, range, cpu_visible: self.cpu_visible }) })
+        Ok(AddressSpace { inner: Arc::new(Inner { runtime, id, range, cpu_visible: self.cpu_visible, stranded: Mutex::default() }) })
     }
 
     /// Makes it at the first place that is free.
@@ -127,7 +129,7 @@ impl AddressSpace {
     /// context belongs to the address space: any thread may use it, and a device may have one in each of several.
     ///
     /// # Errors
-    /// [`Error::Attach`]; [`Error::OtherGmem`] for a device of another [`Gmem`].
+    /// [`Error::Attach`]; [`Error::Detach`] if a former context of the device could not be detached when it was dropped, and cannot be yet; [`Error::OtherGmem`] for a device of another [`Gmem`].
     pub fn attach(&self, device: &Device, mode: Mode) -> Result<Context, Error> {
         self.attach_as(device, mode, true)
     }
@@ -135,13 +137,14 @@ impl AddressSpace {
     /// Attaches a device and leaves the context that is current on it as it is; [`Device::switch`] changes it.
     ///
     /// # Errors
-    /// [`Error::Attach`]; [`Error::OtherGmem`] for a device of another [`Gmem`].
+    /// As [`AddressSpace::attach`].
     pub fn attach_inactive(&self, device: &Device, mode: Mode) -> Result<Context, Error> {
         self.attach_as(device, mode, false)
     }
 
     fn attach_as(&self, device: &Device, mode: Mode, activate: bool) -> Result<Context, Error> {
         device.check_of(&self.inner.runtime)?;
+        self.inner.detach_stranded(|stranded, _| stranded.id() == device.id())?;
         self.inner.runtime.call(|core| core.attach(self.inner.id, device.inner.id, mode, activate))?;
         Ok(Context::new(self.clone(), device.clone(), mode))
     }
@@ -193,9 +196,47 @@ impl AddressSpace {
     }
 }
 
+impl Inner {
+    /// A context of `device` lost its handle and could not be detached. The device must outlive it.
+    pub(crate) fn keep_attached(&self, device: &Device, why: DetachError) {
+        // One that somebody else detached is gone.
+        if !matches!(why, DetachError::NoSuchSpace(_) | DetachError::NotAttached(_)) {
+            self.stranded().push((device.clone(), why));
+        }
+    }
+
+    /// The context of `device` is detached, and what shared its page table need not wait for it any more.
+    pub(crate) fn detach_sharers_of(&self, device: DeviceId) {
+        // One that cannot go yet is kept.
+        let _ = self.detach_stranded(|_, why| *why == DetachError::Shared(device));
+    }
+
+    /// Tries again to detach those that `which` picks.
+    fn detach_stranded(&self, which: impl Fn(&Device, &DetachError) -> bool) -> Result<(), Error> {
+        loop {
+            let next = {
+                let mut stranded = self.stranded();
+                let at = stranded.iter().position(|(device, why)| which(device, why));
+                at.map(|at| stranded.swap_remove(at).0)
+            };
+            // Not under the lock: it may take long, and the device may go with it.
+            let Some(device) = next else { return Ok(()) };
+            if let Err(why) = self.runtime.call(|core| core.detach(self.id, device.id())) {
+                self.keep_attached(&device, why);
+                return Err(why.into());
+            }
+        }
+    }
+
+    fn stranded(&self) -> MutexGuard<'_, Vec<(Device, DetachError)>> {
+        // A push or a removal is done or not, whatever panics.
+        self.stranded.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 impl Drop for Inner {
     fn drop(&mut self) {
-        // Buffers and contexts keep the address space alive, so nothing of it is in use.
+        // Buffers and contexts keep the address space alive, so nothing of it is in use. What could not be detached is, with nothing mapped; its device may go next.
         let _ = self.runtime.call(|core| core.space_destroy(self.id));
     }
 }

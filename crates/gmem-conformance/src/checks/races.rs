@@ -83,7 +83,7 @@ fn attach_and_map_at_once(case: &Case<'_>) -> Outcome {
     let (done, meetings) = (AtomicBool::new(false), Meetings::new());
     std::thread::scope(|threads| {
         let (space, mode, flying) = (&world.space, case.mode(), meetings.clone());
-        let comes_and_goes = repeat(threads, &done, move || flying.fly(|| space.attach(&other, mode)?.detach()));
+        let comes_and_goes = repeat(threads, &done, move || flying.fly(|| space.attach(&other, mode)?.detach().map_err(gmem::Error::from)));
         let mapped = until_met(
             case,
             MEETINGS,

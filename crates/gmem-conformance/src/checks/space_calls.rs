@@ -244,7 +244,9 @@ fn detach_that_would_lose_data_is_refused(case: &Case<'_>) -> Outcome {
     let crate::Unit { context, device, .. } = unit;
     let stranded = FaultError::Device(DeviceError::CopyFailed);
     let expected = |va: VirtAddr, error: FaultError| va.get() == word && error == stranded;
-    refused!("a detach that cannot copy", context.detach(), Error::Detach(DetachError::DataStranded(va, e)) if expected(va, e));
+    let Err(failed) = context.detach() else { return Err(Stop::Failed("a detach that cannot copy was not refused".into())) };
+    let (_context, refusal) = (failed.context, Err::<(), _>(failed.error));
+    refused!("a detach that cannot copy", refusal, Error::Detach(DetachError::DataStranded(va, e)) if expected(va, e));
     refused!("the device, which is attached still", case.attach(&space, &device), Error::Attach(AttachError::AlreadyAttached));
     ensure_eq!("the word", get(word), 21);
     eventually(|| gmem.verify()).map_err(Stop::Failed)

@@ -123,7 +123,7 @@ impl Machine {
                 Err(error) => refused(&error),
             },
             Op::Detach(space, device) => match self.contexts.remove(&(space, device)) {
-                Some(context) => outcome(context.detach()),
+                Some(context) => outcome(context.detach().map_err(Into::into)),
                 None => Outcome::Refused(Refusal::Invalid),
             },
             Op::Evict(device, pages) => {
