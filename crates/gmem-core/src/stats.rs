@@ -17,7 +17,7 @@ macro_rules! counters {
         }
 
         /// The figures of a core since it was made.
-        #[derive(Clone, PartialEq, Eq, Debug)]
+        #[derive(Clone, Default, PartialEq, Eq, Debug)]
         pub struct Stats {
             $($(#[$doc])* pub $name: u64,)*
             /// Bytes of metadata: entries, and as far as they were ever touched frame descriptors and free bitmaps.

@@ -43,4 +43,4 @@ pub use host::{LinuxHost, OpenError};
 pub use platform::LinuxPlatform;
 pub use probe::{Probe, UffdAccess, probe};
 pub use space::LinuxSpace;
-pub use threads::{StartError, Threads};
+pub use threads::{Forked, StartError, Threads};

@@ -7,6 +7,7 @@ use crate::launch::{Hold, Running, Watcher};
 use crate::runtime::Runtime;
 use crate::space::AddressSpace;
 use gmem_accel::Kernel;
+use gmem_core::ContextInfo;
 use gmem_hal::{Capabilities, LaunchError, LaunchRequest, Mode, PmapId, Ticket};
 use std::fmt;
 use std::marker::PhantomData;
@@ -43,12 +44,16 @@ impl Context {
 
     /// Whether the context was stopped for good after a failure of its device. Its data is safe; detach it and attach again.
     pub fn is_fenced(&self) -> bool {
-        self.runtime().call(|core| core.context(self.space.id(), self.device.id())).is_none_or(|c| c.fenced)
+        self.info().is_none_or(|c| c.fenced)
     }
 
     /// The page table the context uses, as its driver knows it; `None` for the CPU's.
     pub fn pmap(&self) -> Option<PmapId> {
-        self.runtime().call(|core| core.context(self.space.id(), self.device.id()))?.pmap
+        self.info()?.pmap
+    }
+
+    fn info(&self) -> Option<ContextInfo> {
+        self.runtime().call(|core| core.context(self.space.id(), self.device.id())).ok()?
     }
 
     /// Runs a kernel on every core of the device and waits for its end.
@@ -88,14 +93,16 @@ impl Context {
     /// later. If it is dropped instead, its address space keeps it, and detaches it when the device is attached again, when the context that shared its table is
     /// detached, or in the end.
     pub fn detach(mut self) -> Result<(), DetachFailed> {
-        match self.runtime().call(|core| core.detach(self.space.id(), self.device.id())) {
-            Ok(()) => {
+        let error = match self.runtime().call(|core| core.detach(self.space.id(), self.device.id())) {
+            Ok(Ok(())) => {
                 self.detached = true;
                 self.space.inner.detach_sharers_of(self.device.id());
-                Ok(())
+                return Ok(());
             }
-            Err(e) => Err(DetachFailed { context: self, error: e.into() }),
-        }
+            Ok(Err(refused)) => refused.into(),
+            Err(forked) => forked,
+        };
+        Err(DetachFailed { context: self, error })
     }
 
     fn runtime(&self) -> &Runtime {
@@ -120,7 +127,7 @@ impl Context {
                     Err(e)
                 }
             }
-        })
+        })?
     }
 }
 
@@ -130,9 +137,11 @@ impl Drop for Context {
             return;
         }
         match self.runtime().call(|core| core.detach(self.space.id(), self.device.id())) {
-            Ok(()) => self.space.inner.detach_sharers_of(self.device.id()),
+            Ok(Ok(())) => self.space.inner.detach_sharers_of(self.device.id()),
             // What cannot come home stays reachable through the address space.
-            Err(why) => self.space.inner.keep_attached(&self.device, why),
+            Ok(Err(why)) => self.space.inner.keep_attached(&self.device, why),
+            // In a forked child nothing is attached.
+            Err(_) => {}
         }
     }
 }
@@ -199,6 +208,7 @@ impl Launch<'_> {
     /// # Errors
     /// [`Error::Launch`].
     pub fn wait(self) -> Result<(), Error> {
+        self.context.runtime().check_process()?;
         let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
         let at = running.iter().position(|r| r.ticket == self.ticket);
         let Some(at) = at else { return Err(Error::Launch(LaunchError::BadRequest)) };
@@ -214,6 +224,13 @@ struct Ending<'a>(&'a Mutex<Vec<Running>>, &'a Context);
 
 impl Drop for Ending<'_> {
     fn drop(&mut self) {
+        if self.1.runtime().is_forked() {
+            // The launches are the parent's, and what waits for them would wait for threads that are not here.
+            if let Ok(mut running) = self.0.try_lock() {
+                running.drain(..).for_each(std::mem::forget);
+            }
+            return;
+        }
         loop {
             let next = self.0.lock().unwrap_or_else(PoisonError::into_inner).pop();
             let Some(running) = next else { return };

@@ -3,7 +3,7 @@
 use crate::context::Context;
 use crate::error::Error;
 use crate::launch::Holding;
-use crate::runtime::{Gmem, Runtime};
+use crate::runtime::{Gmem, LinuxCore, Runtime};
 use gmem_core::{DeviceCallError, HnodeStats};
 use gmem_hal::{ByteLen, DeviceId, DeviceInfo, HnodeId, PhysRange, SpaceId};
 use std::fmt;
@@ -38,7 +38,7 @@ impl Gmem {
                 }
             }
             Ok(id)
-        })?;
+        })??;
         Ok(Device { inner: Arc::new(Inner { runtime, id, driver, holding: Arc::default() }) })
     }
 }
@@ -61,12 +61,13 @@ impl Device {
 
     /// The device's memory pools.
     pub fn hnodes(&self) -> Vec<HnodeId> {
-        self.inner.runtime.call(|core| core.hnodes_of(self.inner.id))
+        self.inner.runtime.call(|core| core.hnodes_of(self.inner.id)).unwrap_or_default()
     }
 
     /// The figures of the device's memory pools.
     pub fn memory(&self) -> Vec<HnodeStats> {
-        self.inner.runtime.call(|core| core.hnodes_of(self.inner.id).into_iter().filter_map(|h| core.hnode_stats(h)).collect())
+        let stats = |core: &Arc<LinuxCore>| core.hnodes_of(self.inner.id).into_iter().filter_map(|h| core.hnode_stats(h)).collect();
+        self.inner.runtime.call(stats).unwrap_or_default()
     }
 
     /// Registers more device memory, which becomes a pool of its own (`gm_dev_register_physmem` of the original). Address spaces that have the device attached use
@@ -75,7 +76,7 @@ impl Device {
     /// # Errors
     /// [`Error::Device`] if the range is empty or reversed, does not lie on multiples of the device's smallest page, or overlaps memory that is registered.
     pub fn register_memory(&self, range: PhysRange) -> Result<HnodeId, Error> {
-        Ok(self.inner.runtime.call(|core| core.device_register_memory(self.inner.id, range))?)
+        Ok(self.inner.runtime.call(|core| core.device_register_memory(self.inner.id, range))??)
     }
 
     /// Takes one of the device's memory pools back (`gm_dev_unregister_physmem`). Its id may be given to other memory afterwards.
@@ -83,7 +84,7 @@ impl Device {
     /// # Errors
     /// [`Error::Device`] while a page is in it, while a frame of it is quarantined, or if it is not a pool of this device; for a PEER device, while it is attached.
     pub fn unregister_memory(&self, hnode: HnodeId) -> Result<(), Error> {
-        Ok(self.inner.runtime.call(|core| core.device_unregister_memory(self.inner.id, hnode))?)
+        Ok(self.inner.runtime.call(|core| core.device_unregister_memory(self.inner.id, hnode))??)
     }
 
     /// Makes a context of this device its current one, or none, and tells the driver (`gm_dev_switch`). A launch does it by itself.
@@ -96,12 +97,12 @@ impl Device {
         if let Some(context) = to.filter(|context| context.device().id() != self.inner.id) {
             return Err(DeviceCallError::NotAttached(context.space().id()).into());
         }
-        Ok(self.inner.runtime.call(|core| core.switch(self.inner.id, to.map(|context| context.space().id())))?)
+        Ok(self.inner.runtime.call(|core| core.switch(self.inner.id, to.map(|context| context.space().id())))??)
     }
 
     /// The address space whose context is the current one.
     pub fn current(&self) -> Option<SpaceId> {
-        self.inner.runtime.call(|core| core.current(self.inner.id))
+        self.inner.runtime.call(|core| core.current(self.inner.id)).ok()?
     }
 
     /// Uses at most `limit` bytes of each of the device's memory pools (`max_memsize` of the original).
@@ -109,13 +110,14 @@ impl Device {
     /// # Errors
     /// [`Error::Device`] if more is in use now, or the pool is smaller.
     pub fn set_memory_limit(&self, limit: ByteLen) -> Result<(), Error> {
-        self.inner.runtime.call(|core| core.hnodes_of(self.inner.id).into_iter().try_for_each(|h| core.hnode_set_limit(h, limit)))?;
+        self.inner.runtime.call(|core| core.hnodes_of(self.inner.id).into_iter().try_for_each(|h| core.hnode_set_limit(h, limit)))??;
         Ok(())
     }
 
     /// Evicts up to `pages` pages from the device, pool by pool and in each the oldest first, and returns how many: fewer only if no more can be evicted.
     pub fn evict(&self, pages: usize) -> usize {
-        self.inner.runtime.call(|core| core.hnodes_of(self.inner.id).into_iter().fold(0, |gone, h| gone + core.evict(h, pages - gone)))
+        let evict = |core: &Arc<LinuxCore>| core.hnodes_of(self.inner.id).into_iter().fold(0, |gone, h| gone + core.evict(h, pages - gone));
+        self.inner.runtime.call(evict).unwrap_or_default()
     }
 }
 

@@ -11,6 +11,9 @@ use std::fmt;
 pub enum Error {
     /// gmem is switched off by `GMEM=off` in the environment.
     Disabled,
+    /// This process is a child, made by `fork`, of the one that started gmem, with which its threads, its devices and unified memory stayed. The child can execute another program,
+    /// start a [`Gmem`](crate::Gmem) of its own, and exit.
+    Forked,
     /// gmem's own threads or the host could not be started.
     Start(String),
     /// A software accelerator cannot be as described.
@@ -69,6 +72,7 @@ impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Disabled => f.write_str("gmem is switched off (GMEM=off): unset the variable to use it"),
+            Self::Forked => gmem_linux::Forked.fmt(f),
             Self::Start(what) => f.write_str(what),
             Self::Build(e) => e.fmt(f),
             Self::Device(e) => e.fmt(f),
@@ -126,6 +130,12 @@ from! {
     RangeError => Range,
     LaunchError => Launch,
     FileError => File,
+}
+
+impl From<gmem_linux::Forked> for Error {
+    fn from(_: gmem_linux::Forked) -> Self {
+        Self::Forked
+    }
 }
 
 impl From<DeviceError> for Error {

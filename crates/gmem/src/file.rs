@@ -268,7 +268,7 @@ impl Backing {
     fn write_chunk(&self, region: &Region, chunk: VirtRange) -> Result<(), Error> {
         let (runtime, id) = (&region.space().inner.runtime, region.space().id());
         let held = [HoldRange { range: chunk, access: Access::Read }];
-        runtime.call(|core| core.hold(id, None, &held))?;
+        runtime.call(|core| core.hold(id, None, &held))??;
         let written = self.write_pieces(chunk);
         // The address space lives as long as the region.
         let _ = runtime.call(|core| core.unhold(id, None, &held));
@@ -283,7 +283,7 @@ impl Backing {
             match self.write_chunk(region, part) {
                 Err(Error::Range(RangeError::Fault(_, FaultError::Protection))) => {
                     let page = VirtRange::page(part.start(), size).ok_or(Error::Length)?;
-                    runtime.call(|core| core.protect(id, page, Prot::READ))?;
+                    runtime.call(|core| core.protect(id, page, Prot::READ))??;
                     let written = self.write_chunk(region, part);
                     // Giving back what was in force before cannot fail.
                     let _ = runtime.call(|core| core.protect(id, page, Prot::empty()));

@@ -153,10 +153,11 @@ impl Watcher {
 impl Running {
     /// Waits for the launch to end.
     pub(crate) fn wait(self, runtime: &Runtime, device: &Device) -> Result<(), Error> {
+        runtime.check_process()?;
         let result = match self.end {
             Some(end) => end.recv().unwrap_or(Err(LaunchError::BadRequest)),
             None => {
-                runtime.call(|_| device.inner.driver.compute().map_or(Err(LaunchError::BadRequest), |compute| compute.wait(self.ticket)))
+                runtime.call(|_| device.inner.driver.compute().map_or(Err(LaunchError::BadRequest), |compute| compute.wait(self.ticket)))?
             }
         };
         Ok(result?)

@@ -66,13 +66,14 @@ impl Region {
     /// # Errors
     /// [`Error::Range`] if a page cannot be brought home; then nothing is held.
     pub fn pin_for_io(&self, range: VirtRange) -> Result<IoPin<'_>, Error> {
+        self.space.inner.runtime.check_process()?;
         let mut pinned = self.pinned();
         let parts = self.parts();
         if !parts.iter().any(|part| part.contains_range(range)) {
             return Err(RangeError::NotMapped(first_hole(&parts, range)).into());
         }
         let held = [HoldRange { range, access: Access::Write }];
-        self.space.inner.runtime.call(|core| core.hold(self.space.inner.id, None, &held))?;
+        self.space.inner.runtime.call(|core| core.hold(self.space.inner.id, None, &held))??;
         pinned.push(range);
         Ok(IoPin { region: self, range })
     }
@@ -85,6 +86,7 @@ impl Region {
     /// still counts as changed.
     pub fn sync(&self) -> Result<(), Error> {
         let Some(file) = &self.file else { return Ok(()) };
+        self.space.inner.runtime.check_process()?;
         self.parts().iter().try_for_each(|part| file.write_back(self, *part, false))
     }
 
@@ -101,6 +103,7 @@ impl Region {
 
     /// Refuses what would wait for a pin of ours for ever. The pages are looked at, since a pin holds whole ones.
     fn check_pins(&self, range: VirtRange) -> Result<MutexGuard<'_, Vec<VirtRange>>, Error> {
+        self.space.inner.runtime.check_process()?;
         let pinned = self.pinned();
         let size = self.attrs.page_size;
         let meets = |pin: &VirtRange| pin.align_outward(size).is_some_and(|pin| pin.overlaps(range));
@@ -113,6 +116,7 @@ impl Region {
     /// [`Error::Range`]; the old protection is in force then. [`gmem_core::RangeError::NotMapped`] if `range` is not a part of this region. [`Error::File`] for writing in
     /// the region of a shared file that was not opened for it.
     pub fn protect(&self, range: VirtRange, prot: Prot) -> Result<(), Error> {
+        self.space.inner.runtime.check_process()?;
         if let (Some(file), true) = (&self.file, prot.contains(Prot::WRITE)) {
             file.check_writable()?;
         }
@@ -120,7 +124,7 @@ impl Region {
         if !parts.iter().any(|part| part.contains_range(range)) {
             return Err(RangeError::NotMapped(first_hole(&parts, range)).into());
         }
-        Ok(self.space.inner.runtime.call(|core| core.protect(self.space.inner.id, range, prot))?)
+        Ok(self.space.inner.runtime.call(|core| core.protect(self.space.inner.id, range, prot))??)
     }
 
     /// Gives up the contents of the whole pages in `range`, a part of this region: they read as zero from now on. What was unmapped is passed over.
@@ -136,7 +140,7 @@ impl Region {
         let parts = self.parts();
         let (core, id) = (&self.space.inner.runtime, self.space.inner.id);
         let mut inside = parts.iter().filter_map(|part| part.intersection(range));
-        Ok(inside.try_for_each(|part| core.call(|core| core.discard(id, part)))?)
+        inside.try_for_each(|part| core.call(|core| core.discard(id, part))?.map_err(Error::from))
     }
 
     /// Unmaps `range`, a part of this region in whole pages. Touching it afterwards is a fault. What was unmapped before is passed over: it may be
@@ -159,7 +163,7 @@ impl Region {
         while let Some(at) = parts.iter().position(|part| part.overlaps(range)) {
             let part = parts[at];
             let gone = part.intersection(range).expect("they overlap");
-            self.space.inner.runtime.call(|core| core.unmap(self.space.inner.id, gone))?;
+            self.space.inner.runtime.call(|core| core.unmap(self.space.inner.id, gone))??;
             let left = [VirtRange::new(part.start(), gone.start()), VirtRange::new(gone.end(), part.end())];
             parts.splice(at..=at, left.into_iter().flatten());
         }
@@ -183,6 +187,10 @@ fn first_hole(parts: &[VirtRange], range: VirtRange) -> gmem_hal::VirtAddr {
 
 impl Drop for Region {
     fn drop(&mut self) {
+        if self.space.inner.runtime.is_forked() {
+            // It is the parent's, and there is nothing of it here.
+            return;
+        }
         for range in std::mem::take(&mut *self.pinned()) {
             self.unpin_for_io(range);
         }
@@ -206,6 +214,9 @@ pub struct IoPin<'a> {
 
 impl Drop for IoPin<'_> {
     fn drop(&mut self) {
+        if self.region.space.inner.runtime.is_forked() {
+            return;
+        }
         let mut pinned = self.region.pinned();
         if let Some(at) = pinned.iter().position(|range| *range == self.range) {
             pinned.swap_remove(at);

@@ -11,6 +11,9 @@ use std::thread::JoinHandle;
 pub(crate) type LinuxCore = Core<LinuxPlatform>;
 
 /// gmem, started. Clones name the same one. Several can live in one process, each with its own devices and address spaces.
+///
+/// It stays with the process that started it. In a child made by `fork` every call on it, and on whatever was made with it, answers [`Error::Forked`], or that nothing is
+/// there, and dropping does nothing: the child may exit as it likes, execute another program, or start a `Gmem` of its own.
 #[derive(Clone)]
 pub struct Gmem {
     pub(crate) runtime: Arc<Runtime>,
@@ -96,7 +99,7 @@ impl Gmem {
 
     /// The figures since it started.
     pub fn stats(&self) -> Stats {
-        self.runtime.call(|core| core.stats())
+        self.runtime.call(|core| core.stats()).unwrap_or_default()
     }
 
     /// Bytes of metadata asked of the system. [`Stats::metadata`] counts what of it was touched.
@@ -114,7 +117,7 @@ impl Gmem {
     /// # Errors
     /// A sentence with the numbers of the first that does not hold.
     pub fn verify(&self) -> Result<(), String> {
-        self.runtime.call(|core| core.verify()).map_err(|v| v.to_string())
+        self.runtime.call(|core| core.verify()).map_err(|e| e.to_string())?.map_err(|v| v.to_string())
     }
 }
 
@@ -125,9 +128,19 @@ impl fmt::Debug for Gmem {
 }
 
 impl Runtime {
-    /// Calls the core on one of gmem's own threads, which own the descriptors and take no signals.
-    pub(crate) fn call<T: Send>(&self, work: impl FnOnce(&Arc<LinuxCore>) -> T + Send) -> T {
-        self.threads.run(|| work(self.core()))
+    /// Calls the core on one of gmem's own threads, which own the descriptors and take no signals. In a forked child nothing is called.
+    pub(crate) fn call<T: Send>(&self, work: impl FnOnce(&Arc<LinuxCore>) -> T + Send) -> Result<T, Error> {
+        Ok(self.threads.try_run(|| work(self.core()))?)
+    }
+
+    /// To be asked before a lock is taken that is held over calls: in a forked child nobody might ever let it go.
+    pub(crate) fn check_process(&self) -> Result<(), Error> {
+        if self.is_forked() { Err(Error::Forked) } else { Ok(()) }
+    }
+
+    /// Whether this is a child of the process that gmem was started in.
+    pub(crate) fn is_forked(&self) -> bool {
+        self.threads.is_forked()
     }
 
     /// Starts a thread of gmem's own.
@@ -144,6 +157,12 @@ impl Runtime {
 
 impl Drop for Runtime {
     fn drop(&mut self) {
+        if self.is_forked() {
+            // Nothing of it is this process's to end: the addresses and descriptors are something else here by now, and the threads are not here.
+            let evictor = self.evictor.get_mut().unwrap_or_else(PoisonError::into_inner);
+            std::mem::forget((self.core.take(), evictor.take()));
+            return;
+        }
         self.core().platform().stop_pressure();
         if let Some(evictor) = self.evictor.lock().unwrap_or_else(PoisonError::into_inner).take() {
             // It ends at the next look; its panic, if any, was printed.

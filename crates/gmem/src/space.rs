@@ -83,7 +83,7 @@ impl SpaceBuilder {
         let (id, range) = match self.at {
             Some(at) => {
                 let range = VirtRange::from_len(at, ByteLen(self.len)).ok_or(Error::Length)?;
-                (runtime.call(|core| core.space_create(range, self.cpu_visible))?, range)
+                (runtime.call(|core| core.space_create(range, self.cpu_visible))??, range)
             }
             None => self.find_place(&runtime)?,
         };
@@ -100,10 +100,10 @@ impl SpaceBuilder {
             let (len, first, last) = (ByteLen(self.len), VirtAddr::new(FIRST_PLACE), VirtAddr::new(LAST_PLACE));
             let none = Error::NoPlace { len, first, last };
             let Some(place) = VirtRange::from_len(start, len).filter(|place| place.end() <= last) else { return Err(none) };
-            let next = match runtime.call(|core| core.space_create(place, self.cpu_visible)) {
+            let next = match runtime.call(|core| core.space_create(place, self.cpu_visible))? {
                 Ok(id) => return Ok((id, place)),
                 // An address space that is being destroyed may be gone already.
-                Err(SpaceError::Clash(other)) => runtime.call(|core| core.space_range(other)).map_or(place.end(), VirtRange::end),
+                Err(SpaceError::Clash(other)) => runtime.call(|core| core.space_range(other))?.map_or(place.end(), VirtRange::end),
                 Err(SpaceError::Host(HostError::AddressInUse)) => VirtAddr::new(start.get() + self.len.max(STRIDE)),
                 // Addresses cost no memory: what ran out is the addresses of the process, of which gmem takes as many again elsewhere.
                 Err(SpaceError::Host(HostError::NoMemory)) => return Err(none),
@@ -145,7 +145,7 @@ impl AddressSpace {
     fn attach_as(&self, device: &Device, mode: Mode, activate: bool) -> Result<Context, Error> {
         device.check_of(&self.inner.runtime)?;
         self.inner.detach_stranded(|stranded, _| stranded.id() == device.id())?;
-        self.inner.runtime.call(|core| core.attach(self.inner.id, device.inner.id, mode, activate))?;
+        self.inner.runtime.call(|core| core.attach(self.inner.id, device.inner.id, mode, activate))??;
         Ok(Context::new(self.clone(), device.clone(), mode))
     }
 
@@ -167,7 +167,7 @@ impl AddressSpace {
     /// # Errors
     /// None for a range of this address space; holes are left out.
     pub fn residency(&self, range: VirtRange) -> Result<Vec<Residence>, Error> {
-        Ok(self.inner.runtime.call(|core| core.residency(self.inner.id, range))?)
+        Ok(self.inner.runtime.call(|core| core.residency(self.inner.id, range))??)
     }
 
     /// Brings the pages of `range` to a device, or home with `None`, and returns how many moved.
@@ -176,7 +176,7 @@ impl AddressSpace {
     /// [`Error::Range`] with the first page that could not be brought; [`Error::OtherGmem`] for a device of another [`Gmem`].
     pub fn prefetch(&self, range: VirtRange, device: Option<&Device>, access: Access) -> Result<usize, Error> {
         device.map_or(Ok(()), |device| device.check_of(&self.inner.runtime))?;
-        Ok(self.inner.runtime.call(|core| core.prefetch(self.inner.id, range, device.map(Device::id), access))?)
+        Ok(self.inner.runtime.call(|core| core.prefetch(self.inner.id, range, device.map(Device::id), access))??)
     }
 
     /// Keeps the pages of `range` from being evicted until [`AddressSpace::unpin`].
@@ -184,7 +184,7 @@ impl AddressSpace {
     /// # Errors
     /// [`Error::Range`]; then nothing was pinned.
     pub fn pin(&self, range: VirtRange) -> Result<(), Error> {
-        Ok(self.inner.runtime.call(|core| core.pin(self.inner.id, range))?)
+        Ok(self.inner.runtime.call(|core| core.pin(self.inner.id, range))??)
     }
 
     /// Takes one [`AddressSpace::pin`] back.
@@ -192,7 +192,7 @@ impl AddressSpace {
     /// # Errors
     /// [`Error::Range`] with the first page that has no pin.
     pub fn unpin(&self, range: VirtRange) -> Result<(), Error> {
-        Ok(self.inner.runtime.call(|core| core.unpin(self.inner.id, range))?)
+        Ok(self.inner.runtime.call(|core| core.unpin(self.inner.id, range))??)
     }
 }
 
@@ -213,6 +213,7 @@ impl Inner {
 
     /// Tries again to detach those that `which` picks.
     fn detach_stranded(&self, which: impl Fn(&Device, &DetachError) -> bool) -> Result<(), Error> {
+        self.runtime.check_process()?;
         loop {
             let next = {
                 let mut stranded = self.stranded();
@@ -221,7 +222,7 @@ impl Inner {
             };
             // Not under the lock: it may take long, and the device may go with it.
             let Some(device) = next else { return Ok(()) };
-            if let Err(why) = self.runtime.call(|core| core.detach(self.id, device.id())) {
+            if let Err(why) = self.runtime.call(|core| core.detach(self.id, device.id()))? {
                 self.keep_attached(&device, why);
                 return Err(why.into());
             }
@@ -297,7 +298,7 @@ impl RegionBuilder {
         let len = bytes.checked_next_multiple_of(self.attrs.page_size.bytes()).filter(|len| *len > 0).ok_or(Error::Length)?;
         let request = MapRequest { len: ByteLen(len), at: self.at, attrs: self.attrs };
         let (id, space) = (self.space.id(), self.space.range().len());
-        let range = self.space.inner.runtime.call(|core| core.map(id, &request)).map_err(|e| match e {
+        let range = self.space.inner.runtime.call(|core| core.map(id, &request))?.map_err(|e| match e {
             RangeError::NoAddressSpace if self.at.is_none() => Error::NoRoom { len: request.len, space },
             other => other.into(),
         })?;

@@ -55,12 +55,30 @@ impl fmt::Display for StartError {
 
 impl std::error::Error for StartError {}
 
+/// The calling process is a child, made by `fork`, of the one that started the threads. A child has only the thread that forked: nobody here would answer.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Forked;
+
+impl fmt::Display for Forked {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(
+            "this process was made by fork from the one that started gmem, with which its threads, devices and memory stayed: execute a program here, or start gmem anew",
+        )
+    }
+}
+
+impl std::error::Error for Forked {}
+
 /// A set of gmem threads with one descriptor table. Dropping it ends the workers and waits for them.
 ///
 /// **Descriptors do not cross.** One opened by the program means nothing, or something else, here, and the other way round; a closure given to
 /// [`Threads::run`] must not open or close descriptors on behalf of the program. Standard input and output are `/dev/null` here, so that gmem does not
 /// hold the program's pipes open; standard error is the program's.
+///
+/// **In a child made by `fork`** there are no such threads: [`Threads::try_run`] and [`Threads::spawn`] say so, and dropping does nothing.
 pub struct Threads {
+    /// The process they are threads of.
+    process: u32,
     shared: Arc<Shared>,
     root: Mutex<Option<JoinHandle<()>>>,
 }
@@ -106,7 +124,7 @@ impl Threads {
             .spawn(move || root::main(&for_root, &inbox, &ready))
             .map_err(|e| StartError::Spawn(e.raw_os_error().unwrap_or(0)))?;
         match answer.recv() {
-            Ok(Ok(())) => Ok(Self { shared, root: Mutex::new(Some(root)) }),
+            Ok(Ok(())) => Ok(Self { process: std::process::id(), shared, root: Mutex::new(Some(root)) }),
             failed => {
                 let _ = root.join();
                 Err(failed.ok().and_then(Result::err).unwrap_or(StartError::Spawn(0)))
@@ -119,11 +137,31 @@ impl Threads {
         OWNER.get() == self.shared.id
     }
 
+    /// Whether this process is a child of the one that started the threads. Locks nothing.
+    pub fn is_forked(&self) -> bool {
+        // Asked of the kernel each time: a child can be made without anybody's knowledge. It costs far less than the call it is asked for.
+        std::process::id() != self.process
+    }
+
     /// Runs `work` on one of these threads and waits for it: inline if the caller is one. Calls from several threads run at the same time, each on
     /// a worker of its own. A panic in `work` goes on in the caller. Not for signal handlers.
+    ///
+    /// # Panics
+    /// In a child made by `fork`: see [`Threads::try_run`].
     pub fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+        self.try_run(work).unwrap_or_else(|forked| panic!("{forked}"))
+    }
+
+    /// [`Threads::run`] for those who may be in a child made by `fork`.
+    ///
+    /// # Errors
+    /// [`Forked`] there; `work` is dropped then.
+    pub fn try_run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T, Forked> {
         if self.is_current() {
-            return work();
+            return Ok(work());
+        }
+        if self.is_forked() {
+            return Err(Forked);
         }
         let slot = Slot::new(work);
         // SAFETY: called once for this slot; `submit` queues the job, and as `self` is borrowed a worker that takes it exists until it ran; `wait`
@@ -131,7 +169,7 @@ impl Threads {
         #[allow(unsafe_code)]
         let job = unsafe { slot.job() };
         self.submit(job);
-        slot.wait()
+        Ok(slot.wait())
     }
 
     fn submit(&self, job: Job) {
@@ -148,7 +186,13 @@ impl Threads {
 
     /// Starts a thread of its own that runs `work`, named `name` (at most 15 bytes show). The caller ends and joins it before dropping `self`'s last owner
     /// only if `work` needs that; a thread left running keeps the descriptor table alive.
+    ///
+    /// # Errors
+    /// The system's refusal; [`Forked`] in a child made by `fork`.
     pub fn spawn(&self, name: &str, work: impl FnOnce() + Send + 'static) -> io::Result<JoinHandle<()>> {
+        if self.is_forked() {
+            return Err(io::Error::other(Forked));
+        }
         let (reply, answer) = mpsc::channel();
         let request = Request::Named { name: name.into(), work: Box::new(work), reply };
         let gone = || io::Error::other("gmem's root thread is gone");
@@ -159,6 +203,12 @@ impl Threads {
 
 impl Drop for Threads {
     fn drop(&mut self) {
+        if self.is_forked() {
+            // There is nobody to stop, the locks may be held by who is not here, and the handle names a thread whose stack may be something else by now.
+            let root = self.root.get_mut().unwrap_or_else(PoisonError::into_inner);
+            std::mem::forget(root.take());
+            return;
+        }
         locked(&self.shared.state).stopping = true;
         self.shared.work.notify_all();
         let _ = locked(&self.shared.root).send(Request::Stop);
