@@ -13,7 +13,7 @@ const DEVICE: [DeviceError; 8] = [
     DeviceError::AlreadyStarted,
 ];
 
-const HOST: [HostError; 9] = [
+const HOST: [HostError; 11] = [
     HostError::NoMemory,
     HostError::Pinned,
     HostError::AddressInUse,
@@ -23,6 +23,8 @@ const HOST: [HostError; 9] = [
     HostError::Displaced,
     HostError::TooManyFiles,
     HostError::ForeignThread,
+    HostError::NoSuchAddresses,
+    HostError::TooManyInThread,
 ];
 
 const PLAIN: [FaultError; 6] = [

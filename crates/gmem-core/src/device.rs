@@ -240,9 +240,13 @@ impl<P: Platform> Core<P> {
     /// Caps how much of an hnode is used (`max_memsize` of the original).
     ///
     /// # Errors
-    /// [`DeviceCallError::MemoryInUse`] with what is used now, if the limit is below that or above the capacity.
+    /// [`DeviceCallError::MemoryInUse`] with what is used now, if the limit is below that; [`DeviceCallError::LimitTooHigh`] with the capacity, if it is above.
     pub fn hnode_set_limit(&self, hnode: HnodeId, limit: ByteLen) -> Result<(), DeviceCallError> {
         let hnode = self.hnode(hnode).ok_or(DeviceCallError::NoSuchHnode)?;
+        let most = hnode.range.len();
+        if limit > most {
+            return Err(DeviceCallError::LimitTooHigh(most));
+        }
         hnode.set_limit(limit.get()).map_err(DeviceCallError::MemoryInUse)
     }
 

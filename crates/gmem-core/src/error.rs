@@ -46,6 +46,8 @@ pub enum DeviceCallError {
     },
     /// Frames of the memory are in use.
     MemoryInUse(ByteLen),
+    /// The limit is above what the memory has, which is this.
+    LimitTooHigh(ByteLen),
     /// The device has no context in that address space.
     NotAttached(SpaceId),
     /// No memory for metadata.
@@ -70,6 +72,7 @@ impl fmt::Display for DeviceCallError {
             Self::TooManyHnodes => f.write_str("no more hnodes can be made"),
             Self::InUse { contexts } => write!(f, "{contexts} contexts are attached: detach them first"),
             Self::MemoryInUse(len) => write!(f, "{len} of the memory are in use: unmap them or detach the contexts first"),
+            Self::LimitTooHigh(most) => write!(f, "the limit is above what the memory has: it can be {most} at most"),
             Self::NotAttached(space) => write!(f, "the device is not attached to {space}"),
             Self::OutOfMemory(e) => e.fmt(f),
             Self::Device(e) => e.fmt(f),

@@ -352,10 +352,10 @@ impl<P: Platform> Hnode<P> {
         pool.frames.used() - listed
     }
 
-    /// Caps what may be used (`max_memsize` of the original): at least what is used now, at most the capacity.
+    /// Caps what may be used (`max_memsize` of the original): at least what is used now. The caller keeps to the capacity.
     pub(crate) fn set_limit(&self, bytes: u64) -> Result<(), ByteLen> {
         let mut pool = self.pool.lock();
-        if bytes < pool.used + pool.quarantined + pool.asked || bytes > self.range.len().get() {
+        if bytes < pool.used + pool.quarantined + pool.asked {
             return Err(ByteLen(pool.used + pool.quarantined));
         }
         pool.limit = bytes;

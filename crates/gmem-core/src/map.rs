@@ -41,6 +41,10 @@ impl<P: Platform> Core<P> {
         if !request.len.get().is_multiple_of(size.bytes()) || request.at.is_some_and(|at| !at.is_aligned(size)) {
             return Err(RangeError::Misaligned(size));
         }
+        // Before anything is asked for by its length.
+        if request.len > space.range.len() {
+            return Err(RangeError::NoAddressSpace);
+        }
         self.platform.host().supports(&request.attrs)?;
         let _gate = space.enter_gate("map").ok_or(RangeError::NoSuchSpace(space.id))?;
         let peers = self.check_contexts(&space, &request.attrs)?;

@@ -103,6 +103,10 @@ pub enum HostError {
     TooManyFiles,
     /// The calling thread has not gmem's descriptors: a driver calls the core from threads that it started in [`Device::start`](crate::Device::start) or in a callback.
     ForeignThread,
+    /// No program has memory at these addresses: they begin where null pointers point, or end past those of a process.
+    NoSuchAddresses,
+    /// As many address spaces of the process have regions with in-thread delivery as its signal handler can tell apart (64).
+    TooManyInThread,
     /// The kernel answered in a way the host does not know; the errno is kept.
     Os(i32),
 }
@@ -123,6 +127,12 @@ impl fmt::Display for HostError {
             Self::ForeignThread => {
                 f.write_str("this thread has not gmem's descriptors: call the core from a thread that the driver started in Device::start or in a callback")
             }
+            Self::NoSuchAddresses => f.write_str(
+                "a program can have no memory there: begin at 2 MiB or above, and above vm.mmap_min_addr, and end within the addresses of the processor (128 TiB on most)",
+            ),
+            Self::TooManyInThread => f.write_str(
+                "64 address spaces of this process have regions with in-thread delivery, the most that can: drop one of them, or use service delivery",
+            ),
             Self::Os(errno) => write!(f, "the kernel answered errno {errno}"),
         }
     }

@@ -12,7 +12,7 @@ use gmem_hal::{Access, HostError, HostFault, VirtAddr, VirtRange, lock_api::Mute
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Spaces with in-thread delivery, per process. The handler looks at each, without order.
+/// Spaces with in-thread delivery, per process. The handler looks at each, without order. [`HostError::TooManyInThread`] says this number.
 const SLOTS: usize = 64;
 
 /// Owned by its slot, and for the length of a fault by the handlers that use it.
@@ -41,7 +41,7 @@ impl Registered {
                 return Ok(Self { slot });
             }
         }
-        Err(HostError::Unsupported)
+        Err(HostError::TooManyInThread)
     }
 }
 

@@ -14,6 +14,7 @@ use gmem_hal::{
     Backing, Delivery, HnodeId, HostError, HostWindow, PageSize, PhysAddr, Prot, RegionAttrs, VirtAddr, VirtRange, lock_api::Mutex,
 };
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
+use rustix::io::Errno;
 use std::os::fd::{AsFd, AsRawFd};
 use std::sync::Arc;
 
@@ -166,7 +167,7 @@ impl LinuxSpace {
     }
 
     /// Maps the memory object at its user addresses; a forked child does not get it.
-    pub(crate) fn map_user_file(&self, range: VirtRange, prot: Prot) -> Result<(), rustix::io::Errno> {
+    pub(crate) fn map_user_file(&self, range: VirtRange, prot: Prot) -> Result<(), Errno> {
         let memfd = self.memfd.lock();
         let fd = memfd.as_ref().expect("the space was destroyed");
         self.user().map_file(range, fd, self.offset(range.start()), prot)?;
@@ -176,7 +177,7 @@ impl LinuxSpace {
     }
 
     /// Makes the addresses of `range` reserved and nothing else: inaccessible, unregistered, not inherited by children.
-    pub(crate) fn reset_user(&self, range: VirtRange) -> Result<(), rustix::io::Errno> {
+    pub(crate) fn reset_user(&self, range: VirtRange) -> Result<(), Errno> {
         self.user().map_anonymous(range, Prot::empty())?;
         self.user().advise(range, Advice::DontFork)
     }
@@ -191,10 +192,35 @@ impl LinuxSpace {
     }
 }
 
+/// Below this no address space is ever, whatever the system permits: no reference points to null, and pointers near it are taken for fields of it.
+const LOWEST: u64 = 64 << 10;
+
 fn reserve_user(range: VirtRange) -> Result<Area, HostError> {
-    let user = Area::reserve_at(range).map_err(error)?;
+    // A privileged program gets memory at null if it asks for it, so it must not ask.
+    if range.start().get() < lowest() {
+        return Err(HostError::NoSuchAddresses);
+    }
+    let user = Area::reserve_at(range).map_err(|e| place_error(e, range))?;
     user.advise(range, Advice::DontFork).map_err(error)?;
     Ok(user)
+}
+
+/// Where the system lets programs have memory from.
+fn lowest() -> u64 {
+    let said = std::fs::read_to_string("/proc/sys/vm/mmap_min_addr").ok();
+    said.and_then(|text| text.trim().parse().ok()).unwrap_or(LOWEST).max(LOWEST)
+}
+
+/// What it means that `range` could not be reserved. The kernel has one answer for too many addresses and for those that no process has.
+fn place_error(e: Errno, range: VirtRange) -> HostError {
+    let refused = |range: Option<VirtRange>| range.is_some_and(|range| Area::reserve_at(range).err() == Some(Errno::NOMEM));
+    let last = VirtRange::new(VirtAddr::new(range.end().get() - PageSize::Size4K.bytes()), range.end());
+    // One more page can be had, but not the last one of these.
+    if e == Errno::NOMEM && refused(last) && Area::reserve(PageSize::Size4K.bytes()).is_ok() {
+        HostError::NoSuchAddresses
+    } else {
+        error(e)
+    }
 }
 
 impl Drop for LinuxSpace {

@@ -62,7 +62,7 @@ impl SpaceBuilder {
         self
     }
 
-    /// Where, if a device wants it somewhere in particular.
+    /// Where, if a device wants it somewhere in particular: at a multiple of 2 MiB, and not at 0 if the CPU is to see it, where null pointers point.
     pub fn at(mut self, start: VirtAddr) -> Self {
         self.at = Some(start);
         self

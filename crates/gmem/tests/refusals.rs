@@ -4,7 +4,10 @@ mod common;
 
 use common::*;
 use gmem::hal::DeviceError;
-use gmem::{Access, AttachError, Backing, Delivery, DeviceCallError, Error, FileError, FileSharing, Gmem, Mode, accel, hal};
+use gmem::{
+    Access, AttachError, Backing, ByteLen, Delivery, DeviceCallError, Error, FileError, FileSharing, Gmem, Mode, PageSize, VirtAddr, accel,
+    hal,
+};
 use std::sync::Arc;
 
 /// Checks that an error says all of these.
@@ -93,6 +96,74 @@ fn a_device_of_another_gmem() {
         assert_eq!(used(&mine.device), 0, "nothing was brought to the device that has the same number");
         fresh.attach(&mine.device, Mode::CoherentExclusive).unwrap();
         verify(&mine.gmem);
+    });
+}
+
+#[test]
+fn addresses_that_no_program_can_have() {
+    watched(|| {
+        let world = World::small();
+        // The first holds null, where the system lets a privileged program have memory; to references of Rust it would be none.
+        for (start, len) in [(0, 1 << 30), (0, PAGE), (1 << 63, PAGE), (u64::MAX - 2 * PAGE + 1, PAGE), (1 << 45, 1 << 63)] {
+            let refused = world.gmem.address_space().len(len).at(VirtAddr::new(start)).create().unwrap_err();
+            let typed = matches!(refused, Error::Space(gmem::SpaceError::Host(hal::HostError::NoSuchAddresses)));
+            assert!(typed, "{start:#x}, {len:#x}: {refused:?}");
+            says(&refused, &["2 MiB", "vm.mmap_min_addr", "128 TiB"]);
+        }
+        // What is named there works. Nobody else has the second 2 MiB: programs are linked to run anywhere, or at 4 MiB.
+        let low = world.gmem.address_space().len(PAGE).at(VirtAddr::new(PAGE)).create().unwrap();
+        let vec = low.vec::<u64>(1).unwrap();
+        assert_eq!((vec.as_ptr() as u64, vec[0]), (PAGE, 0));
+        // Addresses that are somebody's are another matter.
+        let taken = world.gmem.address_space().len(PAGE).at(world.space.range().start()).create().unwrap_err();
+        assert!(matches!(taken, Error::Space(gmem::SpaceError::Clash(_))), "{taken:?}");
+    });
+}
+
+#[test]
+fn more_than_any_address_space_has() {
+    watched(|| {
+        let world = World::small();
+        let path = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("refusals-long-{}", std::process::id()));
+        std::fs::write(&path, [1; 4096]).unwrap();
+        let file = std::fs::File::options().read(true).write(true).open(&path).unwrap();
+        let bytes = i64::MAX as u64;
+        let refused = world.space.region().map_file(&file, 0, bytes, FileSharing::Shared).unwrap_err();
+        assert!(matches!(refused, Error::NoRoom { len, .. } if len.get() == bytes + 1), "{refused:?}");
+        std::fs::remove_file(path).unwrap();
+        // Neither does a place that was named make it a question of memory for metadata.
+        let small = PageSize::Size4K;
+        let refused = world.space.region().page_size(small).at(world.space.range().start()).map(1 << 62).unwrap_err();
+        assert!(matches!(refused, Error::Range(gmem::RangeError::NoAddressSpace)), "{refused:?}");
+        for limit in [u64::MAX, 4 * PAGE + 1] {
+            let refused = world.device.set_memory_limit(ByteLen(limit)).unwrap_err();
+            let typed = matches!(refused, Error::Device(DeviceCallError::LimitTooHigh(most)) if most.get() == 4 * PAGE);
+            assert!(typed, "{refused:?}");
+            says(&refused, &["8 MiB", "at most"]);
+        }
+        world.device.set_memory_limit(ByteLen(4 * PAGE)).unwrap();
+    });
+}
+
+#[test]
+fn more_address_spaces_with_in_thread_delivery_than_a_process_can_have() {
+    alone("more_address_spaces_with_in_thread_delivery_than_a_process_can_have", || {
+        let gmem = Gmem::new().unwrap();
+        let mut spaces: Vec<_> = (0..65).map(|_| gmem.address_space().len(2 * PAGE).create().unwrap()).collect();
+        let map = |space: &gmem::AddressSpace| space.region().delivery(Delivery::InThread).map(PAGE);
+        let regions: Vec<_> = spaces[..64].iter().map(|space| map(space).unwrap()).collect();
+        let refused = map(&spaces[64]).unwrap_err();
+        assert!(matches!(refused, Error::Range(gmem::RangeError::Host(hal::HostError::TooManyInThread))), "{refused:?}");
+        says(&refused, &["64 address spaces", "in-thread delivery", "service delivery"]);
+        let service = spaces[64].region().map(PAGE).unwrap();
+        set(at(&service, 0), 5);
+        assert_eq!(get(at(&service, 0)), 5);
+        // Another that goes makes room.
+        drop(regions);
+        spaces.swap_remove(0);
+        let region = map(&spaces[0]).unwrap();
+        set(at(&region, 0), 6);
+        assert_eq!(get(at(&region, 0)), 6);
     });
 }
 

@@ -188,7 +188,7 @@ fn a_memory_limit_is_kept() {
         let below = world.device.set_memory_limit(ByteLen(PAGE));
         assert!(matches!(below, Err(Error::Device(DeviceCallError::MemoryInUse(used))) if used.get() == 2 * PAGE), "{below:?}");
         let above = world.device.set_memory_limit(ByteLen(5 * PAGE));
-        assert!(matches!(above, Err(Error::Device(DeviceCallError::MemoryInUse(_)))), "{above:?}");
+        assert!(matches!(above, Err(Error::Device(DeviceCallError::LimitTooHigh(most))) if most.get() == 4 * PAGE), "{above:?}");
         world.device.set_memory_limit(ByteLen(4 * PAGE)).unwrap();
         world.run(&STRIDE, &[at(&region, 0), 1, PAGE, 6]).unwrap();
         assert_eq!(world.device.memory()[0].peak, ByteLen(4 * PAGE));

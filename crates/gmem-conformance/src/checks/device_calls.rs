@@ -191,7 +191,7 @@ fn memory_limit_is_kept(case: &Case<'_>) -> Outcome {
     let below = device.set_memory_limit(ByteLen(0));
     refused!("a limit below what is used", below, Error::Device(DeviceCallError::MemoryInUse(_)));
     let above = device.set_memory_limit(ByteLen(1 << 50));
-    refused!("a limit above what there is", above, Error::Device(DeviceCallError::MemoryInUse(_)));
+    refused!("a limit above what there is", above, Error::Device(DeviceCallError::LimitTooHigh(_)));
     for n in 0..8 {
         ensure_eq!(format!("page {n}"), get(page(&world, &region, n)), n);
     }
