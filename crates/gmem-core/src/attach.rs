@@ -3,7 +3,7 @@
 use crate::context::{Context, Table};
 use crate::core::Core;
 use crate::device::{Attachment, DeviceSlot};
-use crate::error::{AttachError, DetachError};
+use crate::error::{AttachError, DetachError, DeviceCallError};
 use crate::execute::Cause;
 use crate::fault::{Touch, Who};
 use crate::sorted::lock_with_room;
@@ -148,6 +148,25 @@ impl<P: Platform> Core<P> {
     pub fn context(&self, space: SpaceId, device: DeviceId) -> Option<ContextInfo> {
         let context = self.space(space)?.lock().context_of(device)?;
         Some(ContextInfo { mode: context.mode, pmap: context.pmap(), fenced: context.is_fenced() })
+    }
+
+    /// Stops a context for good, as after a failure of its device: its launches end with an error, nothing new is launched, and its pages come home when they are wanted.
+    /// Waits for no launch; blocks for as long as the driver's [`Device::fence`](gmem_hal::Device::fence).
+    ///
+    /// # Errors
+    /// [`DeviceCallError::NotAttached`]; [`DeviceError::Unsupported`] for a context that shares a page table, which is stopped by nobody, and nothing changed;
+    /// [`DeviceError::NoAnswer`] if the driver cannot confirm the end: the context is fenced, and its launches may go on.
+    pub fn fence_context(&self, space: SpaceId, device: DeviceId) -> Result<(), DeviceCallError> {
+        let slot = self.device(device)?;
+        let space = self.space(space).ok_or(DeviceCallError::NotAttached(space))?;
+        // Not the address space's gate: whoever is inside may wait for the very launch that this is to end. The device's keeps the table from being destroyed, and its id
+        // from becoming another's.
+        let _gate = slot.enter_gate("fence").ok_or(DeviceCallError::NoSuchDevice(device))?;
+        let context = space.lock().context_of(device).ok_or(DeviceCallError::NotAttached(space.id))?;
+        if !matches!(context.table, Table::Own(_)) {
+            return Err(DeviceError::Unsupported.into());
+        }
+        if self.fence(&context) { Ok(()) } else { Err(DeviceError::NoAnswer.into()) }
     }
 
     /// Detaches a device from an address space: brings its pages home, destroys its page table. Waits for launches that hold pages; one in

@@ -86,6 +86,17 @@ impl Context {
         result
     }
 
+    /// Stops the context for good: for a kernel that never ends, which is no failure that anybody else would find. Its launches end with an error, as if the device
+    /// had failed ([`Error::is_device_gone`]), and so do those that are started later. What they wrote stays written; detach and attach again to go on. Any thread may call
+    /// it, and it waits for no launch.
+    ///
+    /// # Errors
+    /// [`Error::Device`] if the device cannot be stopped: a context in SHARE mode never can, and nothing changed then; if the driver does not confirm the end, the context is
+    /// fenced, and its launches may go on.
+    pub fn stop(&self) -> Result<(), Error> {
+        Ok(self.runtime().call(|core| core.fence_context(self.space.id(), self.device.id()))??)
+    }
+
     /// Detaches the device: its pages come home.
     ///
     /// # Errors

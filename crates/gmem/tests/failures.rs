@@ -307,6 +307,79 @@ fn what_stays_uncertain_stays_quarantined_and_the_rest_works() {
     });
 }
 
+// Stores args[1] at args[0], and never ends.
+gmem::kernel!(ENDLESS = "failures-endless", |grid, args| {
+    if grid.worker == 0 {
+        (args[0] as *mut u64).write_volatile(args[1]);
+    }
+    loop {
+        std::hint::spin_loop();
+    }
+});
+
+#[test]
+fn a_kernel_that_never_ends_can_be_stopped() {
+    alone("a_kernel_that_never_ends_can_be_stopped", || {
+        let exclusive = Mode::CoherentExclusive;
+        for (mode, peer, replay) in
+            [(exclusive, false, true), (Mode::Replicate, false, true), (exclusive, true, true), (exclusive, false, false)]
+        {
+            let world = World::new(patient(Duration::from_secs(5)).peer(peer).replay(replay), mode);
+            let (region, third) = (world.pages(2), world.pages(1));
+            let all = |args: Args<'static>| args.range(region.range().start(), region.range().len(), Access::Write);
+            // SAFETY: the kernel takes the address of a word of a region that lives, and a number.
+            unsafe { world.context.run(&STORE, all(Args::new().number(at(&region, PAGE)).number(70u64))) }.unwrap();
+            let result = std::thread::scope(|threads| {
+                let args =
+                    all(Args::new().number(at(&region, 0)).number(71u64)).range(third.range().start(), third.range().len(), Access::Write);
+                // SAFETY: as above.
+                let launch = threads.spawn(|| unsafe { world.context.run(&ENDLESS, args) });
+                // What a launch holds the CPU would wait for; then it is enough that it holds it.
+                eventually("it runs", || if replay { get(at(&region, 0)) == 71 } else { used(&world.device) == 3 * PAGE });
+                // Somebody waits for what the launch holds, and keeps others from changing the address space.
+                let unmaps = threads.spawn(|| third.unmap(third.range()));
+                std::thread::sleep(Duration::from_millis(30));
+                assert!(!launch.is_finished());
+                world.context.stop().unwrap();
+                unmaps.join().unwrap().unwrap();
+                launch.join().unwrap()
+            });
+            let error = result.expect_err("it never ended");
+            assert!(error.is_device_gone(), "{mode:?}, peer {peer}, replay {replay}: {error:?}");
+            assert!(world.context.is_fenced());
+            assert!(matches!(world.run(&NOTHING, &[]), Err(Error::Fenced)));
+            world.context.stop().expect("it is stopped already");
+            let (stored, before) = (get(at(&region, 0)), get(at(&region, PAGE)));
+            assert!(stored == 71 || stored == 0 && !replay, "{mode:?}, peer {peer}: {stored}");
+            assert_eq!(before, 70, "{mode:?}, peer {peer}, replay {replay}");
+            let World { context, device, space, gmem, .. } = world;
+            context.detach().unwrap();
+            let context = space.attach(&device, mode).unwrap();
+            run(&context, &NOTHING, &[]).unwrap();
+            assert_eq!((device.memory()[0].quarantined, gmem.stats().fences), (ByteLen(0), 1));
+            verify(&gmem);
+        }
+    });
+}
+
+#[test]
+fn what_cannot_be_stopped_goes_on() {
+    watched(|| {
+        let gmem = Gmem::new().unwrap();
+        let device = gmem.add_device(accel::Integrated::builder().cores(1).build().unwrap()).unwrap();
+        let space = gmem.address_space().create().unwrap();
+        let context = space.attach(&device, Mode::Share).unwrap();
+        let refused = context.stop();
+        assert!(matches!(refused, Err(Error::Device(gmem::DeviceCallError::Device(DeviceError::Unsupported)))), "{refused:?}");
+        run(&context, &NOTHING, &[]).unwrap();
+        let (_gmem, _driver, _device, _space, context, region) = unsure();
+        let refused = context.stop();
+        assert!(matches!(refused, Err(Error::Device(gmem::DeviceCallError::Device(DeviceError::NoAnswer)))), "{refused:?}");
+        assert!(context.is_fenced());
+        (0..4).for_each(|page| assert_eq!(get(at(&region, page * PAGE)), 70 + page));
+    });
+}
+
 #[test]
 fn a_kernel_that_aborts_costs_its_context_and_no_data() {
     watched(|| {
