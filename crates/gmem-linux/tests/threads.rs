@@ -79,3 +79,29 @@ fn a_named_thread_is_one_of_ours_and_the_last_owner_may_be_one() {
     drop(threads);
     thread.join().expect("no panic");
 }
+
+#[test]
+fn a_forked_child_is_told_that_there_are_no_threads() {
+    let _w = watchdog(30);
+    let threads = Threads::start().expect("threads");
+    assert_eq!(threads.try_run(|| 7), Ok(7));
+    // SAFETY: the child runs ordinary code while no other thread of this test holds a lock, and ends without running the test harness.
+    let pid = unsafe { libc::fork() };
+    if pid == 0 {
+        // SAFETY: ends the child if it hangs.
+        unsafe { libc::alarm(10) };
+        // A panic must not go on into the copy of the harness, where the child would end as if all were well.
+        let well = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            let refused = threads.is_forked() && threads.try_run(|| 7) == Err(gmem_linux::Forked) && threads.spawn("none", || {}).is_err();
+            drop(threads);
+            refused
+        }));
+        // SAFETY: ends the process, and nothing else in it.
+        unsafe { libc::_exit(i32::from(!well.unwrap_or(false))) };
+    }
+    let mut status = 0;
+    // SAFETY: waits for the child just made, which the watchdog bounds.
+    assert_eq!(unsafe { libc::waitpid(pid, &raw mut status, 0) }, pid);
+    assert_eq!(status, 0);
+    assert!(!threads.is_forked());
+}
