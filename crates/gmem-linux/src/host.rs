@@ -254,13 +254,14 @@ impl Host for LinuxHost {
         if scheme != Scheme::DeviceOnly {
             space.for_each_of_ours(range, |part| {
                 if space.reset_user(part).is_err() {
-                    // No room to split a mapping: take the pages away and see to it that every access faults, which is answered with death. A region that comes
+                    // No room to split a mapping: see to it that every access faults, which is answered with death, and take the pages away. A region that comes
                     // here later does what could not be done now.
-                    if scheme == Scheme::Huge {
-                        space.huge_forget(part);
+                    match scheme {
+                        Scheme::Huge => space.huge_forget(part),
+                        Scheme::InThread => space.in_thread_forget(part),
+                        _ => {}
                     }
                     let _ = space.user().zap(part);
-                    let _ = space.user().protect(part, Prot::empty());
                 }
             });
         }

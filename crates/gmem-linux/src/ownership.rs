@@ -13,7 +13,7 @@
 
 use crate::space::LinuxSpace;
 use crate::sys::maps::Mapped;
-use gmem_hal::{HostError, VirtRange};
+use gmem_hal::{HostError, Prot, VirtRange};
 use rustix::io::Errno;
 
 impl LinuxSpace {
@@ -61,6 +61,16 @@ impl LinuxSpace {
         run.into_iter().for_each(each);
     }
 
+    /// Takes all access away from the mappings that `range` lies in, which needs no split. What of them belongs to others is absent then, and comes back by a soft fault.
+    pub(crate) fn in_thread_forget(&self, range: VirtRange) {
+        let Some(parts) = self.parts(range) else { return };
+        for (part, mapped) in parts {
+            if let Some(whole) = mapped.filter(|m| self.is_ours(part, m)).and_then(|m| m.range.intersection(self.user().range())) {
+                let _ = self.user().protect(whole, Prot::empty());
+            }
+        }
+    }
+
     /// Makes sure that `range`, where no region lies, is reserved. A hole that the program made is reserved again, unless something lies there, and what an
     /// unmapping had to leave is taken away.
     pub(crate) fn reclaim(&self, range: VirtRange) -> Result<(), HostError> {
@@ -70,6 +80,8 @@ impl LinuxSpace {
                 Some(mapped) if self.is_ours(part, &mapped) => {
                     if mapped.accessible {
                         self.reset_user(part).map_err(crate::host::split_error)?;
+                        // Somebody may have stored there since.
+                        self.shared_discard(part);
                     }
                 }
                 Some(_) => return Err(HostError::AddressInUse),

@@ -3,13 +3,13 @@
 mod common;
 
 use common::*;
-use gmem::{Access, Backing, Mode, PageSize, Prot, accel};
+use gmem::{Access, Backing, Delivery, Mode, PageSize, Prot, accel};
 use std::hint::black_box;
 use std::sync::Barrier;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Protects a region back and forth while another thread reads it, and compares what CPU and device find.
-fn under_a_reader(size: PageSize, kind: (Backing, gmem::Delivery), pages: u64, rounds: u64) {
+fn under_a_reader(size: PageSize, kind: (Backing, Delivery), pages: u64, rounds: u64) {
     let world = World::new(accel::Discrete::builder().memory(64 << 20).cores(1), Mode::CoherentExclusive);
     let region = region_of(&world, size, kind, pages);
     let out = world.pages(1);
@@ -187,7 +187,7 @@ fn a_protect_that_is_refused_half_way_leaves_all_as_it_was() {
             drop(crowd);
             if refused.is_ok() {
                 // Absent is as inaccessible as the neighbours, so this needed no mapping.
-                assert_eq!(kind.1, gmem::Delivery::InThread, "{case}: there was room");
+                assert_eq!(kind.1, Delivery::InThread, "{case}: there was room");
                 continue;
             }
             (0..8).for_each(|page| assert_eq!(get(word(page)), page + 1 + u64::from(page == 1 || page == 2), "{case}, page {page}"));
@@ -206,39 +206,38 @@ fn a_protect_that_is_refused_half_way_leaves_all_as_it_was() {
 #[test]
 fn what_is_unmapped_at_the_limit_of_mappings_is_gone_and_its_addresses_come_back() {
     const NAME: &str = "what_is_unmapped_at_the_limit_of_mappings_is_gone_and_its_addresses_come_back";
-    let unmapped = |size: PageSize| {
+    let cases: Vec<_> = kinds().into_iter().flat_map(|kind| [(kind, PageSize::Size4K), (kind, PageSize::Size2M)]).collect();
+    let unmapped = |(kind, size): ((Backing, Delivery), PageSize)| {
         let world = World::small();
-        let region = world.space.region().page_size(size).map(3 * size.bytes()).unwrap();
+        let region = region_of(&world, size, kind, 3);
         (0..3).for_each(|page| set(at(&region, page * size.bytes()), page + 1));
         let crowd = Crowd::new();
         region.unmap(part(&region, size.bytes(), size.bytes())).unwrap();
         (world, region, crowd)
     };
-    let size = |name: &str| if name == "small" { PageSize::Size4K } else { PageSize::Size2M };
     if is_child(NAME) {
-        let (_world, region, _crowd) = unmapped(size(&param()));
-        println!("a load gave {}", get(at(&region, size(&param()).bytes())));
+        let case = cases[param().parse::<usize>().unwrap()];
+        let (_world, region, _crowd) = unmapped(case);
+        println!("a load gave {}", get(at(&region, case.1.bytes())));
         return;
     }
     watched(|| {
         if !can_reach_the_limit() {
             return;
         }
-        for name in ["small", "large"] {
-            let output = child(NAME, name);
-            assert!(
-                std::os::unix::process::ExitStatusExt::signal(&output.status).is_some(),
-                "{name}: {}",
-                String::from_utf8_lossy(&output.stdout)
-            );
-            let (world, region, crowd) = unmapped(size(name));
+        for (number, case) in cases.iter().enumerate() {
+            let output = child(NAME, &number.to_string());
+            let signal = std::os::unix::process::ExitStatusExt::signal(&output.status);
+            assert!(signal.is_some(), "{case:?}: {}", String::from_utf8_lossy(&output.stdout));
+            let ((backing, delivery), size) = *case;
+            let (world, region, crowd) = unmapped(*case);
             drop(crowd);
-            let again = world.space.region().page_size(size(name)).map(size(name).bytes()).unwrap();
-            assert_eq!(again.range(), part(&region, size(name).bytes(), size(name).bytes()), "{name}: the hole is used");
-            assert_eq!(get(at(&again, 0)), 0, "{name}: what was unmapped is seen again");
+            let again = world.space.region().page_size(size).backing(backing).delivery(delivery).map(size.bytes()).unwrap();
+            assert_eq!(again.range(), part(&region, size.bytes(), size.bytes()), "{case:?}: the hole is used");
+            assert_eq!(get(at(&again, 0)), 0, "{case:?}: what was unmapped is seen again");
             set(at(&again, 0), 5);
             world.run(&ADD, &[at(&again, 0), 1]).unwrap();
-            assert_eq!((get(at(&region, 0)), get(at(&again, 0)), get(at(&region, 2 * size(name).bytes()))), (1, 6, 3), "{name}");
+            assert_eq!((get(at(&region, 0)), get(at(&again, 0)), get(at(&region, 2 * size.bytes()))), (1, 6, 3), "{case:?}");
             verify(&world.gmem);
         }
     });
