@@ -139,7 +139,7 @@ impl<P: Platform> Op<'_, P> {
         }
         // The home holds the bytes; if the CPU cannot be given them now, its next access faults.
         self.home = true;
-        let _ = self.host().cpu_map(&self.space.host, &self.pages());
+        let _ = self.cpu_map();
         State::Host
     }
 
@@ -187,7 +187,7 @@ impl<P: Platform> Op<'_, P> {
                 _ => {}
             },
             Step::CpuUnmap => {
-                let _ = self.host().cpu_map(&self.space.host, &self.pages());
+                let _ = self.cpu_map();
             }
             Step::ReplicasRevoke => self.replicas_enter(),
             Step::Revoke => self.reenter_owner(self.state == State::Device),
@@ -244,6 +244,10 @@ impl<P: Platform> Op<'_, P> {
     }
 
     fn cpu_map(&self) -> Result<(), FaultError> {
+        if self.region.attrs.prot.is_empty() {
+            // Nobody may touch the page now; it comes by a fault after that has changed.
+            return Ok(());
+        }
         match self.host().cpu_map(&self.space.host, &self.pages()) {
             // Nobody on the CPU waits: an eviction or a detach is complete when the bytes are home, and a replica has what it wants; the CPU's mapping can wait for
             // its fault.

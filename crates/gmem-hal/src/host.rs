@@ -59,8 +59,9 @@ pub trait Host: Send + Sync + 'static {
     /// Changes what the CPU may do from `region.attrs.prot` to `prot`. No other call on pages of the region is under way, nor an operation of the core in the middle of
     /// several, so each sees either; and of private backing no page is CPU-mapped. Other pages may or may not stay so; access is never more than asked.
     ///
-    /// On `Err` a part may be changed; the core then calls again with `prot` as it was in `region.attrs`. That cannot fail, nor can to give back to exactly
-    /// `region.range` what it allowed just before, which undoes a call on several regions: it needs nothing that was not there.
+    /// On `Err` a part may be changed. Then the core calls again, for this region and for those that the same protect had changed, with the `prot` that
+    /// `region.attrs` says, which was in force before. That answers `Ok`: it needs nothing that was not there. Should the system refuse it all the same, the
+    /// host says so where the user sees it.
     fn region_protect(&self, space: &Self::Space, region: &Pages, prot: Prot) -> Result<(), HostError>;
 
     /// Where copy engines find the home of the first of `pages`; the homes of a run are contiguous. Pure.

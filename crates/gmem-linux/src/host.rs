@@ -2,6 +2,7 @@
 
 use crate::fault::Faults;
 use crate::probe::{self, UffdAccess};
+use crate::report;
 use crate::service;
 use crate::space::{LinuxSpace, Scheme};
 use crate::sys::fd::GmemFd;
@@ -291,10 +292,12 @@ impl Host for LinuxHost {
             // Which pages are absent is known by their protection alone, and what was made absent comes back by a soft fault.
             Scheme::InThread if back => return Ok(()),
             Scheme::InThread => return space.in_thread_protect(range, Prot::empty()),
-            // What is as it was needs no split, and what was changed was split already.
+            // What is as it was needs no split, and what was changed was split already. But others of the process may take that mapping, or lower its limits, at
+            // this very moment; then all that is left is to say so.
             _ if back => space.for_each_of_ours(range, |part| {
-                let restored = space.user().protect(part, prot);
-                debug_assert_eq!(restored, Ok(()), "the protection of {part} was not given back");
+                if let Err(e) = space.user().protect(part, prot) {
+                    report::line(format_args!("gmem: the protection of {part} could not be given back: {}", split_error(e)));
+                }
             }),
             _ => space.user().protect(range, prot).map_err(split_error)?,
         }

@@ -13,7 +13,7 @@
 
 use crate::space::LinuxSpace;
 use crate::sys::maps::Mapped;
-use gmem_hal::{HostError, Prot, VirtRange};
+use gmem_hal::{HostError, PageSize, Prot, VirtAddr, VirtRange};
 use rustix::io::Errno;
 
 impl LinuxSpace {
@@ -71,6 +71,19 @@ impl LinuxSpace {
         }
     }
 
+    fn holds_pages(&self, part: VirtRange) -> Result<bool, HostError> {
+        let mut rest = Some(part);
+        while let Some(left) = rest {
+            let end = left.end().min(VirtAddr::new(left.start().get() + PageSize::Size2M.bytes()));
+            let piece = VirtRange::new(left.start(), end).expect("not empty");
+            if self.user().any_present(piece).map_err(crate::host::error)? {
+                return Ok(true);
+            }
+            rest = VirtRange::new(end, left.end());
+        }
+        Ok(false)
+    }
+
     /// Makes sure that `range`, where no region lies, is reserved. A hole that the program made is reserved again, unless something lies there, and what an
     /// unmapping had to leave is taken away.
     pub(crate) fn reclaim(&self, range: VirtRange) -> Result<(), HostError> {
@@ -79,6 +92,10 @@ impl LinuxSpace {
             match mapped {
                 Some(mapped) if self.is_ours(part, &mapped) => {
                     if mapped.accessible {
+                        // What an unmapping had to leave is empty; what the program moved here is not, though we still watch it.
+                        if mapped.file.is_none() && self.holds_pages(part)? {
+                            return Err(HostError::AddressInUse);
+                        }
                         self.reset_user(part).map_err(crate::host::split_error)?;
                         // Somebody may have stored there since.
                         self.shared_discard(part);

@@ -185,7 +185,7 @@ impl LinuxSpace {
         let homes = self.private_homes().area();
         let (service, _) = self.movers();
         let (mut busy, mut filled) = (0, None);
-        drive(
+        let given = drive(
             range,
             |rest| {
                 let (to, from) = ((self.user(), rest.start()), (homes, self.in_homes(homes, rest)));
@@ -212,7 +212,12 @@ impl LinuxSpace {
                 Errno::INVAL => Err(HostError::Displaced),
                 other => Err(error(other)),
             },
-        )
+        );
+        if given.is_err() {
+            // Nobody will say that the CPU has what was given so far. Pages that it had before may fault once more.
+            let _ = self.private_cpu_unmap(range, attrs);
+        }
+        given
     }
 
     /// A page that is to be given to the CPU is not in the alias. Either the CPU has it, or the program gave it back to the kernel (`madvise`), upon which

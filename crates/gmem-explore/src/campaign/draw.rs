@@ -113,7 +113,14 @@ impl Drawer {
             8 => Op::Unpin(self.find(ledger, |page| page.pins > 0)?),
             9 => self.map(ledger)?,
             10 => Op::Unmap(self.part(ledger, 24)?),
-            11 => Op::Protect(self.part(ledger, 24)?, if self.rng.chance(700) { Prot::RW } else { Prot::READ }),
+            11 => {
+                let prot = match self.rng.below(20) {
+                    0..=13 => Prot::RW,
+                    14..=18 => Prot::READ,
+                    _ => Prot::empty(),
+                };
+                Op::Protect(self.part(ledger, 24)?, prot)
+            }
             12 => self.attach(ledger, device)?,
             13 => Op::Detach(self.space(ledger), device),
             14 => Op::Switch(device, self.rng.coin().then(|| self.space(ledger))),

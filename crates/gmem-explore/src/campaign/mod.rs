@@ -30,7 +30,7 @@ pub use tell::test_of;
 use crate::CoreWorld;
 use crate::defects::Defect;
 use crate::worlds::{CAMPAIGN, CAMPAIGNS, Kind};
-use gmem_hal::{Mode, Prot};
+use gmem_hal::{Access, Mode, Prot};
 use gmem_sim::random::{Op, Outcome, PageRun, Refusal, Spot};
 use gmem_sim::{Scheduler, Sim, TraceEvent, panic_text};
 use pairs::Pairs;
@@ -289,8 +289,19 @@ fn take_apart(shared: Shared, auditor: Auditor) -> Result<(), String> {
     }
     look(&mut ledger)?;
     for space in (0..world.spaces.len()).filter(|space| world.shape.spaces[*space].cpu_visible) {
-        for page in (0..world.shape.spaces[space].pages).filter(|page| ledger.pages[space][*page as usize].is_mapped()) {
+        for page in 0..world.shape.spaces[space].pages {
+            if !ledger.pages[space][page as usize].is_mapped() {
+                continue;
+            }
             let spot = Spot { space, page, offset: 0, len: world.shape.size_of(space, page).bytes() };
+            if !ledger.page(&spot).may(Access::Read).is() {
+                let run = PageRun { space, first: page, count: 1 };
+                let readable = world.act(&Op::Protect(run, Prot::READ), &mut |_| {});
+                if readable != Outcome::Done {
+                    return Err(format!("page {page} of address space {space} cannot be made readable: {readable:?}"));
+                }
+                ledger.end_protect(&run, Prot::READ);
+            }
             match world.act(&Op::CpuRead(spot), &mut |_| {}) {
                 Outcome::Loaded(bytes) => ledger.load(&spot, &bytes)?,
                 other => return Err(format!("page {page} of address space {space} cannot be read: {other:?}")),

@@ -159,7 +159,7 @@ impl Host for SimHost {
         self.with(space, |state, _| {
             assert!(!state.has_region(range), "region_map of {range} over another region");
             let made_at = range.start().get();
-            state.regions.insert(made_at, Region { made_at, end: range.end().get(), attrs, before: None, torn: false });
+            state.regions.insert(made_at, Region { made_at, end: range.end().get(), attrs, torn: false });
         });
         Ok(())
     }
@@ -183,7 +183,8 @@ impl Host for SimHost {
 
     fn region_protect(&self, space: &SimSpace, region: &Pages, prot: Prot) -> Result<(), HostError> {
         let Pages { range, attrs } = *region;
-        let undoing = self.with(space, |state, _| state.is_undoing(range, prot));
+        // What it says was in force comes back: by contract that is not refused.
+        let undoing = prot == attrs.prot;
         let answer = if undoing {
             self.note("region_protect", space, range);
             Ok(())
@@ -200,7 +201,6 @@ impl Host for SimHost {
             let torn = answer.is_err() && rng.coin();
             let changed = state.regions.get_mut(&range.start().get()).expect("the region was just split there");
             if answer.is_ok() {
-                changed.before = Some(changed.attrs.prot);
                 changed.attrs.prot = prot;
             }
             changed.torn = torn;
@@ -219,7 +219,7 @@ impl Host for SimHost {
             }
             for page in grains(range).take(count as usize) {
                 let Some(allowed) = state.cpu.get_mut(&page) else { continue };
-                *allowed &= prot;
+                *allowed = if torn { prot } else { *allowed & prot };
                 if allowed.is_empty() || (drop_all && !state.pins.contains_key(&page)) {
                     state.cpu.remove(&page);
                 }

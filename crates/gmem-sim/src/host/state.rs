@@ -15,8 +15,6 @@ pub(super) struct Region {
     pub(super) made_at: u64,
     pub(super) end: u64,
     pub(super) attrs: RegionAttrs,
-    /// What `attrs.prot` was before it was last changed, until the region is split.
-    pub(super) before: Option<Prot>,
     /// A change of `attrs.prot` was refused when a part of it was done: it must be taken back before anything else.
     pub(super) torn: bool,
 }
@@ -182,9 +180,8 @@ impl SpaceState {
                 && start < at
                 && at < region.end
             {
-                let rest = Region { end: region.end, before: None, ..*region };
+                let rest = Region { end: region.end, ..*region };
                 region.end = at;
-                region.before = None;
                 self.regions.insert(at, rest);
             }
         }
@@ -198,18 +195,10 @@ impl SpaceState {
             let (_, left) = self.regions.range_mut(..boundary).next_back().expect("a region ends at the boundary");
             if (left.made_at, left.attrs) == (right.0, right.1) {
                 left.end = right.2;
-                left.before = None;
                 self.regions.remove(&boundary);
             }
             at = Some(right.2);
         }
-    }
-
-    /// Whether a change of what the CPU may do takes the one before back: the contract says that it cannot fail.
-    pub(super) fn is_undoing(&self, range: VirtRange, prot: Prot) -> bool {
-        let exactly = self.regions.get(&range.start().get()).filter(|r| r.end == range.end().get());
-        let there = self.region_at(range.start().get()).filter(|r| range.end().get() <= r.end);
-        exactly.is_some_and(|r| r.before == Some(prot)) || there.is_some_and(|r| r.attrs.prot == prot)
     }
 
     /// Whether a region overlaps `range`.

@@ -177,7 +177,11 @@ impl Generator {
     }
 
     fn prot(&mut self) -> Prot {
-        if self.rng.chance(700) { Prot::RW } else { Prot::READ }
+        match self.rng.below(20) {
+            0..=13 => Prot::RW,
+            14..=18 => Prot::READ,
+            _ => Prot::empty(),
+        }
     }
 
     fn any_run(&mut self, model: &Model) -> PageRun {
