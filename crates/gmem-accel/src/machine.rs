@@ -170,5 +170,10 @@ impl Machine {
 impl Drop for Machine {
     fn drop(&mut self) {
         self.power_off();
+        // A core that ends with the device in it takes nothing back, and other devices must not find what is unmapped next. The hooks keep the core's address from
+        // being another core's until then.
+        while let Some(hnode) = self.memories.any() {
+            self.remove_memory(hnode);
+        }
     }
 }

@@ -52,6 +52,11 @@ impl Memories {
         })
     }
 
+    /// One that is there, if any is.
+    pub(crate) fn any(&self) -> Option<HnodeId> {
+        self.0.iter().find_map(|part| u16::try_from(part.hnode.load(Ordering::Acquire)).ok()).map(HnodeId)
+    }
+
     fn find(&self, hnode: u32) -> Option<&Part> {
         self.0.iter().find(|part| part.hnode.load(Ordering::Acquire) == hnode)
     }

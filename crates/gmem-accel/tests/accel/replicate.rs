@@ -89,3 +89,32 @@ fn devices_of_one_core_copy_directly() {
     second.stop();
     assert!(!engine.reaches(other), "a device that was stopped is still reached");
 }
+
+/// A core that ends takes no memory back: what it had is told to nobody, and the next core may have its number, and the numbers of its memories.
+#[test]
+fn a_device_that_is_dropped_is_not_reached() {
+    let _dog = watchdog("dropped");
+    let first = Pager::without_context(Discrete::builder().memory(2 * PAGE), PAGE, 1, |_| {});
+    let core: std::sync::Weak<dyn Upcalls> = std::sync::Arc::downgrade(&(first.clone() as std::sync::Arc<dyn Upcalls>));
+    let engine = first.device.copy_engine();
+    let second = |part: PhysRange, hnode| {
+        let device = Discrete::builder().memory(2 * PAGE).build().unwrap();
+        device.start(DeviceId(9), core.clone()).unwrap();
+        device.memory_registered(HnodeId(hnode), part);
+        device
+    };
+    let halves = [PhysRange { begin: 0, end: PAGE }, PhysRange { begin: PAGE, end: 2 * PAGE }];
+    let dropped = second(halves[0], 7);
+    dropped.memory_registered(HnodeId(8), halves[1]);
+    assert!(engine.reaches(HnodeId(7)) && engine.reaches(HnodeId(8)));
+    drop(dropped);
+    let (to, from) = (PhysAddr { hnode: HNODE, addr: 0 }, PhysAddr { hnode: HnodeId(7), addr: 0 });
+    assert!(!engine.reaches(HnodeId(7)) && !engine.reaches(HnodeId(8)), "memory that is unmapped is reached");
+    assert_eq!(engine.copy(to, from, ByteLen(PAGE)), Err(DeviceError::BadRequest));
+    // Nor does it take a place for ever: there are 256.
+    for _ in 0..300 {
+        drop(second(halves[0], 7));
+    }
+    let _third = second(halves[0], 7);
+    assert!(engine.reaches(HnodeId(7)), "no place is left for memory");
+}
