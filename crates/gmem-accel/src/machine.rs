@@ -18,7 +18,7 @@ pub(crate) struct Machine {
     pub(crate) spec: Builder,
     pub(crate) table: Table,
     on: OnceLock<On>,
-    memories: Memories,
+    pub(crate) memories: Memories,
 }
 
 /// What exists once the core has started the device.

@@ -52,6 +52,15 @@ impl Memories {
         })
     }
 
+    /// What the core has of `range`.
+    pub(crate) fn within(&self, range: PhysRange) -> impl Iterator<Item = PhysRange> {
+        self.0.iter().filter(|part| part.hnode.load(Ordering::Acquire) != FREE).filter_map(move |part| {
+            let frames = part.frames.load(Ordering::Relaxed);
+            let (begin, end) = (range.begin.max((frames >> 32) << 12), range.end.min((frames & 0xffff_ffff) << 12));
+            (begin < end).then_some(PhysRange { begin, end })
+        })
+    }
+
     /// One that is there, if any is.
     pub(crate) fn any(&self) -> Option<HnodeId> {
         self.0.iter().find_map(|part| u16::try_from(part.hnode.load(Ordering::Acquire)).ok()).map(HnodeId)

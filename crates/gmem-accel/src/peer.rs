@@ -7,10 +7,12 @@
 use crate::context::{Command, Context};
 use crate::device::{MARK, op, reply};
 use crate::machine::Machine;
+use crate::memories::Memories;
 use crate::pagemap::PageMap;
 use crate::wait::{Deadline, Lock};
 use gmem_hal::{
-    ByteLen, CopyEngine, DeviceError, EvictOutcome, PageSize, Peer, PeerError, PeerMap, PeerUnmap, PmapId, Prot, VirtAddr, VirtRange,
+    ByteLen, CopyEngine, DeviceError, EvictOutcome, PageSize, Peer, PeerError, PeerMap, PeerUnmap, PhysRange, PmapId, Prot, VirtAddr,
+    VirtRange,
 };
 use std::cell::UnsafeCell;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -39,11 +41,12 @@ impl Pool {
         Self { len, owners: (0..len.div_ceil(BLOCK)).map(|_| AtomicU64::new(0)).collect(), granting: AtomicUsize::new(0) }
     }
 
-    /// Takes one free block for `pmap`. Returns offset and length in bytes; the last block may be short. Async-signal-safe.
-    pub(crate) fn take(&self, pmap: PmapId) -> Option<(u64, u64)> {
+    /// Takes one free block for `pmap`, of those in which `memories` has something. The last block may be short. Async-signal-safe.
+    pub(crate) fn take(&self, pmap: PmapId, memories: &Memories) -> Option<PhysRange> {
         let free = |owner: &AtomicU64| owner.compare_exchange(0, pmap.0, Ordering::AcqRel, Ordering::Relaxed).is_ok();
-        let offset = self.owners.iter().position(free)? as u64 * BLOCK;
-        Some((offset, BLOCK.min(self.len - offset)))
+        let block = |n: usize| PhysRange { begin: n as u64 * BLOCK, end: self.len.min((n as u64 + 1) * BLOCK) };
+        let taken = |(n, owner)| Some(block(n)).filter(|block| memories.within(*block).next().is_some() && free(owner));
+        self.owners.iter().enumerate().find_map(taken)
     }
 
     /// Whether all of `[offset, offset + len)` belongs to `pmap`.
@@ -219,16 +222,17 @@ impl Machine {
         Ok(())
     }
 
-    /// Gives the peer a chunk of memory. False if none is left.
+    /// Gives the peer a chunk of what the core has of the memory. False if none is left.
     fn import(&self, context: &Context, len: u64) -> Result<bool, DeviceError> {
         let pool = &self.on()?.peer;
         let wanted = (CHUNK_PAGES * len).div_ceil(BLOCK);
         pool.granting.fetch_add(1, Ordering::SeqCst);
-        let granted = (0..wanted).try_fold(false, |any, _| match pool.take(context.facts.pmap) {
-            Some((frame, len)) => {
-                expect_ok(context.call(&Command { op: op::GRANT, va: 0, len, frame, prot: 0 })?.0)?;
-                Ok(true)
-            }
+        let grant = |part: PhysRange| {
+            let command = Command { op: op::GRANT, va: 0, len: part.len().get(), frame: part.begin, prot: 0 };
+            expect_ok(context.call(&command)?.0)
+        };
+        let granted = (0..wanted).try_fold(false, |any, _| match pool.take(context.facts.pmap, &self.memories) {
+            Some(block) => self.memories.within(block).try_for_each(grant).map(|()| true),
             None => Ok(any),
         });
         pool.granting.fetch_sub(1, Ordering::SeqCst);

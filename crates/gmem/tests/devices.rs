@@ -4,7 +4,9 @@ mod common;
 
 use common::*;
 use gmem::hal::{HnodeId, PhysRange};
-use gmem::{Access, DeviceCallError, Error, Gmem, Mode};
+use gmem::{Access, DeviceCallError, Error, Gmem, Mode, PageSize};
+
+const SMALL: u64 = 4096;
 
 #[test]
 fn memory_is_taken_back_when_nothing_is_in_it_and_can_be_given_again() {
@@ -92,6 +94,46 @@ fn memory_with_the_number_of_another_devices_old_memory_is_its_own() {
             }
         }
         assert!(gmem.stats().d2d_bytes > 0, "nothing went from device to device");
+        verify(&gmem);
+    });
+}
+
+#[test]
+fn a_peer_uses_the_parts_of_its_memory_that_are_registered_and_evicts_when_they_are_full() {
+    watched(|| {
+        let gmem = Gmem::new().unwrap();
+        let space = gmem.address_space().create().unwrap();
+        let peer = gmem::accel::Discrete::builder().memory(6 * PAGE).cores(1).peer(true).build().unwrap();
+        let device = gmem.add_device(peer).unwrap();
+        device.unregister_memory(device.hnodes()[0]).unwrap();
+        let register = |begin, end| {
+            device.register_memory(PhysRange { begin: begin * SMALL, end: end * SMALL }).unwrap();
+        };
+        // Page 1, pages 3 and 4 up to its middle, and three small pages at the end, of which two are of one part.
+        let pages = PAGE / SMALL;
+        let parts = [(pages, 2 * pages), (3 * pages, 4 * pages + pages / 2), (6 * pages - 4, 6 * pages - 3), (6 * pages - 2, 6 * pages)];
+        parts.into_iter().for_each(|(begin, end)| register(begin, end));
+        let context = space.attach(&device, Mode::CoherentExclusive).unwrap();
+        let large = space.region().map(6 * PAGE).unwrap();
+        let small = space.region().page_size(PageSize::Size4K).map(PAGE).unwrap();
+        for round in 0..3 {
+            (0..6).for_each(|n| run(&context, &STORE, &[at(&large, n * PAGE), 100 * round + n]).unwrap());
+            (0..pages).for_each(|n| run(&context, &STORE, &[at(&small, n * SMALL), 1000 * round + n]).unwrap());
+        }
+        assert!(gmem.stats().evictions > 0, "more was used than is there");
+        (0..6).for_each(|n| assert_eq!(get(at(&large, n * PAGE)), 200 + n));
+        (0..pages).for_each(|n| assert_eq!(get(at(&small, n * SMALL)), 2000 + n));
+        verify(&gmem);
+
+        // A page for which no part is large enough has no place, and is told so.
+        drop(context);
+        device.hnodes().into_iter().for_each(|hnode| device.unregister_memory(hnode).unwrap());
+        register(1, 1 + pages);
+        let context = space.attach(&device, Mode::CoherentExclusive).unwrap();
+        let told = run(&context, &STORE, &[at(&large, 0), 1]);
+        assert!(told.is_err_and(|e| e.to_string().contains("full")), "a large page has no place");
+        run(&context, &STORE, &[at(&small, 0), 3]).unwrap();
+        assert_eq!((get(at(&large, 0)), get(at(&small, 0))), (200, 3));
         verify(&gmem);
     });
 }

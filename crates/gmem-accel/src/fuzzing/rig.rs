@@ -77,7 +77,7 @@ impl Rig {
             machine.power_on(1 + usize::from(peer), hooks).expect("a machine can be made");
             machine.add_memory(HNODE, machine.memory());
             // Nobody has this id: the table gives none without a count.
-            machine.on().expect("it was started").peer.take(PmapId(u64::MAX)).expect("all memory is free");
+            machine.on().expect("it was started").peer.take(PmapId(u64::MAX), &machine.memories).expect("all memory is free");
             machine
         });
         let memory = rustix::fs::memfd_create("fuzz", rustix::fs::MemfdFlags::CLOEXEC).expect("a file can be made");
