@@ -32,8 +32,8 @@ impl Device for Discrete {
         vec![self.memory()]
     }
 
-    fn memory_registered(&self, hnode: HnodeId, range: PhysRange) {
-        self.machine().add_memory(hnode, range);
+    fn memory_registered(&self, hnode: HnodeId, range: PhysRange) -> Result<(), DeviceError> {
+        self.machine().add_memory(hnode, range)
     }
 
     fn memory_unregistered(&self, hnode: HnodeId, _range: PhysRange) {

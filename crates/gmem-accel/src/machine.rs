@@ -94,14 +94,17 @@ impl Machine {
         self.on.get().ok_or(DeviceError::BadRequest)
     }
 
-    /// A part of the memory became `hnode`.
-    pub(crate) fn add_memory(&self, hnode: HnodeId, range: PhysRange) {
-        if let Some(on) = self.on.get()
-            && range.end <= on.dram.len() as u64
-            && self.memories.add(hnode, range)
-        {
-            copy::publish(on.core_key, hnode, on.dram.base(), on.dram.len());
+    /// A part of the memory becomes `hnode`.
+    pub(crate) fn add_memory(&self, hnode: HnodeId, range: PhysRange) -> Result<(), DeviceError> {
+        let on = self.on()?;
+        if range.end > on.dram.len() as u64 {
+            return Err(DeviceError::BadRequest);
         }
+        if !self.memories.add(hnode, range) {
+            return Err(DeviceError::NoMemory);
+        }
+        copy::publish(on.core_key, hnode, on.dram.base(), on.dram.len());
+        Ok(())
     }
 
     /// The core took it back, and may give its number to another device's.

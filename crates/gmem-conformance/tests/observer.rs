@@ -169,7 +169,7 @@ fn unstarted(driver: Yes) -> Scene {
 fn scene(driver: Yes) -> Scene {
     let scene = unstarted(driver);
     scene.start();
-    scene.observed.memory_registered(HNODE, PhysRange { begin: 0, end: 64 * PAGE });
+    scene.observed.memory_registered(HNODE, PhysRange { begin: 0, end: 64 * PAGE }).unwrap();
     let pmap = scene.mmu().pmap_create(&request(Mode::CoherentExclusive, None)).unwrap();
     Scene { pmap, ..scene }
 }
@@ -299,7 +299,7 @@ fn with(act: impl FnOnce(&Scene)) -> Scene {
 const BREAKS: &[Break] = &[
     ("START_FIRST", || {
         let scene = unstarted(Yes::default());
-        scene.observed.memory_registered(HNODE, PhysRange { begin: 0, end: PAGE });
+        scene.observed.memory_registered(HNODE, PhysRange { begin: 0, end: PAGE }).unwrap();
         scene
     }),
     ("STOP_LAST", || {

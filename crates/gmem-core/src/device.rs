@@ -172,7 +172,8 @@ impl<P: Platform> Core<P> {
     /// Registers device memory, which becomes an hnode (`gm_dev_register_physmem`).
     ///
     /// # Errors
-    /// The range must not be empty or reversed, must lie on multiples of the device's smallest page size, and must not overlap another of this device.
+    /// The range must not be empty or reversed, must lie on multiples of the device's smallest page size, and must not overlap another of this device;
+    /// [`DeviceCallError::NoSuchMemory`] if the driver says that the device has none there.
     pub fn device_register_memory(&self, id: DeviceId, range: PhysRange) -> Result<HnodeId, DeviceCallError> {
         self.check_enabled().map_err(|_| DeviceCallError::Disabled)?;
         let slot = self.device(id)?;
@@ -210,8 +211,14 @@ impl<P: Platform> Core<P> {
                 return Err(e.into());
             }
         }
-        slot.state.lock().hnodes.push(hnode);
-        slot.driver.memory_registered(hnode_id, range);
+        slot.state.lock().hnodes.push(hnode.clone());
+        if let Err(e) = slot.driver.memory_registered(hnode_id, range) {
+            // No fault was allowed to take a frame of it.
+            slot.state.lock().hnodes.retain(|h| h.id != hnode_id);
+            self.forget(&hnode);
+            self.retire(hnode);
+            return Err(if e == DeviceError::BadRequest { DeviceCallError::NoSuchMemory(range) } else { e.into() });
+        }
         // Faults take frames of it from here on, when the driver knows it.
         self.allow_everywhere(&slot, hnode_id, true);
         Ok(hnode_id)

@@ -2,8 +2,8 @@
 
 use ::core::fmt;
 use gmem_hal::{
-    ByteLen, Capabilities, DeviceError, DeviceId, FaultError, HostError, Modes, OutOfMemory, PageSize, PageSizes, PeerError, SpaceId,
-    VirtAddr, VirtRange,
+    ByteLen, Capabilities, DeviceError, DeviceId, FaultError, HostError, Modes, OutOfMemory, PageSize, PageSizes, PeerError, PhysRange,
+    SpaceId, VirtAddr, VirtRange,
 };
 
 macro_rules! from {
@@ -35,6 +35,8 @@ pub enum DeviceCallError {
     Overlap,
     /// The range ends past the last address that frames can have.
     Overflow,
+    /// The device has no memory there, says its driver.
+    NoSuchMemory(PhysRange),
     /// No hnode of that number belongs to the device.
     NoSuchHnode,
     /// No more hnodes can be made.
@@ -68,6 +70,7 @@ impl fmt::Display for DeviceCallError {
             Self::Misaligned(size) => write!(f, "the memory range must begin and end on multiples of {size}, the device's smallest page"),
             Self::Overlap => f.write_str("the memory range overlaps one that is registered already"),
             Self::Overflow => f.write_str("the memory range ends past the last address a frame can have"),
+            Self::NoSuchMemory(range) => write!(f, "the device has no memory at [{:#x}, {:#x})", range.begin, range.end),
             Self::NoSuchHnode => f.write_str("the device has no such hnode"),
             Self::TooManyHnodes => f.write_str("no more hnodes can be made"),
             Self::InUse { contexts } => write!(f, "{contexts} contexts are attached: detach them first"),

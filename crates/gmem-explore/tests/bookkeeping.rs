@@ -133,8 +133,9 @@ impl Device for Numbering {
     fn start(&self, _: DeviceId, _: Weak<dyn Upcalls>) -> Result<(), DeviceError> {
         Ok(())
     }
-    fn memory_registered(&self, hnode: HnodeId, _: PhysRange) {
+    fn memory_registered(&self, hnode: HnodeId, _: PhysRange) -> Result<(), DeviceError> {
         self.at_memory.get().inspect(|told| told(true, hnode));
+        Ok(())
     }
     fn memory_unregistered(&self, hnode: HnodeId, _: PhysRange) {
         self.at_memory.get().inspect(|told| told(false, hnode));
@@ -185,6 +186,29 @@ fn a_driver_knows_its_memory_for_as_long_as_the_core_uses_it() {
     core.device_destroy(device).expect("it is not attached");
     assert_eq!(*told.lock().expect("nobody panics with it"), [(true, first), (false, first), (true, again), (false, again)]);
     core.device_destroy(neighbour).expect("it is not attached");
+    world.tear_down();
+}
+
+#[test]
+fn memory_that_the_device_has_not_is_not_registered() {
+    let world = CoreWorld::standard(1);
+    let core = &world.core;
+    let device = SimDevice::builder(&world.sim, "small").memory(ByteLen(4 * PAGE)).build();
+    let id = core.device_create(device.clone()).expect("its facts are right");
+    let end = device.memory().end;
+    let part = |pages: u64| PhysRange { begin: end - 2 * PAGE, end: end - 2 * PAGE + pages * PAGE };
+    let before = core.stats();
+    assert_eq!(core.device_register_memory(id, part(3)), Err(DeviceCallError::NoSuchMemory(part(3))));
+    assert_eq!((core.hnodes_of(id), core.stats().metadata), (vec![], before.metadata), "something of it was left");
+    // Its number is free, and the part that the device has can be had.
+    let next = core.device_register_memory(id, part(2)).expect("the device has it");
+    assert_eq!(usize::from(next.0), before.hnodes.len() + 1);
+    core.attach(world.spaces[0], id, Mode::CoherentExclusive, false).expect("it has memory");
+    map(&world, 0, 2);
+    assert_eq!(core.prefetch(world.spaces[0], pages(&world, 0, 2), Some(id), Access::Write), Ok(2));
+    core.verify().expect("nothing is broken");
+    core.detach(world.spaces[0], id).expect("its pages come home");
+    core.device_destroy(id).expect("it is not attached any more");
     world.tear_down();
 }
 

@@ -121,11 +121,14 @@ pub trait Device: Send + Sync {
         Vec::new()
     }
 
-    /// Called when the memory `range` was registered and becomes `hnode`, before the first frame of it is used. A device may have up to [`MAX_MEMORIES`] of them.
-    fn memory_registered(&self, _hnode: HnodeId, _range: PhysRange) {}
+    /// Called when the memory `range` is registered and becomes `hnode`, before the first frame of it is used. A device may have up to [`MAX_MEMORIES`] of them.
+    /// [`DeviceError::BadRequest`] says that the device has no such memory: only the driver knows. After an error it is not registered, and not taken back either.
+    fn memory_registered(&self, _hnode: HnodeId, _range: PhysRange) -> Result<(), DeviceError> {
+        Ok(())
+    }
 
     /// Called when memory was taken back: no frame of it is used nor being copied, and once this has returned the number may be given to memory of any device.
-    /// Each memory is taken back before [`stop`](Self::stop).
+    /// Each memory that became one is taken back before [`stop`](Self::stop).
     fn memory_unregistered(&self, _hnode: HnodeId, _range: PhysRange) {}
 
     /// Called after the device was destroyed in the core: every page table was destroyed, no memory pool and no context of it is left, and no callback follows. May block.

@@ -42,6 +42,30 @@ fn memory_is_taken_back_when_nothing_is_in_it_and_can_be_given_again() {
 }
 
 #[test]
+fn memory_that_the_device_has_not_is_refused() {
+    watched(|| {
+        let world = World::small();
+        let capacity = world.device.memory()[0].capacity.get();
+        for (begin, end) in [(capacity, 2 * capacity), (capacity, capacity + SMALL), (1 << 40, (1 << 40) + PAGE)] {
+            let beyond = PhysRange { begin, end };
+            let told = world.device.register_memory(beyond);
+            assert!(matches!(told, Err(Error::Device(DeviceCallError::NoSuchMemory(range))) if range == beyond), "{told:?}");
+        }
+        let whole = world.device.hnodes()[0];
+        assert_eq!(world.device.hnodes(), [whole]);
+        world.device.unregister_memory(whole).unwrap();
+        let across = world.device.register_memory(PhysRange { begin: capacity - PAGE, end: capacity + PAGE });
+        assert!(matches!(across, Err(Error::Device(DeviceCallError::NoSuchMemory(_)))), "{across:?}");
+        assert_eq!(world.device.hnodes(), []);
+        world.device.register_memory(PhysRange { begin: capacity - PAGE, end: capacity }).unwrap();
+        let region = world.pages(1);
+        world.run(&ADD, &[at(&region, 0), 5]).unwrap();
+        assert_eq!(get(at(&region, 0)), 5);
+        verify(&world.gmem);
+    });
+}
+
+#[test]
 fn no_more_pages_are_evicted_than_was_asked_whatever_pools_they_are_in() {
     watched(|| {
         let world = World::new(gmem::accel::Discrete::builder().memory(16 * PAGE).cores(1), Mode::CoherentExclusive);

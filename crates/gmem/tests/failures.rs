@@ -212,8 +212,8 @@ impl hal::Device for Unsure {
     fn physical_memory(&self) -> Vec<PhysRange> {
         hal::Device::physical_memory(&*self.inner)
     }
-    fn memory_registered(&self, hnode: HnodeId, range: PhysRange) {
-        hal::Device::memory_registered(&*self.inner, hnode, range);
+    fn memory_registered(&self, hnode: HnodeId, range: PhysRange) -> Result<(), DeviceError> {
+        hal::Device::memory_registered(&*self.inner, hnode, range)
     }
     fn memory_unregistered(&self, hnode: HnodeId, range: PhysRange) {
         hal::Device::memory_unregistered(&*self.inner, hnode, range);

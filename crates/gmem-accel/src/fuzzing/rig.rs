@@ -75,7 +75,7 @@ impl Rig {
                 evict: Box::new(|_, _| EvictOutcome::Refused),
             };
             machine.power_on(1 + usize::from(peer), hooks).expect("a machine can be made");
-            machine.add_memory(HNODE, machine.memory());
+            machine.add_memory(HNODE, machine.memory()).expect("it has that memory");
             // Nobody has this id: the table gives none without a count.
             machine.on().expect("it was started").peer.take(PmapId(u64::MAX), &machine.memories).expect("all memory is free");
             machine

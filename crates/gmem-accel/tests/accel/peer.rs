@@ -45,7 +45,7 @@ impl Core {
         });
         let upcalls: Weak<dyn Upcalls> = Arc::downgrade(&(core.clone() as Arc<dyn Upcalls>));
         core.device.start(DEVICE, upcalls).unwrap();
-        core.device.memory_registered(HNODE, core.device.memory());
+        core.device.memory_registered(HNODE, core.device.memory()).unwrap();
         core.pmap.set(core.create()).unwrap();
         core
     }

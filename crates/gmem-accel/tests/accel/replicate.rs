@@ -62,7 +62,7 @@ fn devices_of_one_core_copy_directly() {
     let core: std::sync::Weak<dyn Upcalls> = std::sync::Arc::downgrade(&(first.clone() as std::sync::Arc<dyn Upcalls>));
     second.start(DeviceId(9), core).unwrap();
     let (own, other) = (HNODE, HnodeId(7));
-    second.memory_registered(other, second.memory());
+    second.memory_registered(other, second.memory()).unwrap();
     let engine = first.device.copy_engine();
     assert!(engine.reaches(own) && engine.reaches(other) && second.copy_engine().reaches(own));
     assert!(!engine.reaches(HnodeId(8)) && !engine.reaches(HnodeId::HOST));
@@ -100,12 +100,12 @@ fn a_device_that_is_dropped_is_not_reached() {
     let second = |part: PhysRange, hnode| {
         let device = Discrete::builder().memory(2 * PAGE).build().unwrap();
         device.start(DeviceId(9), core.clone()).unwrap();
-        device.memory_registered(HnodeId(hnode), part);
+        device.memory_registered(HnodeId(hnode), part).unwrap();
         device
     };
     let halves = [PhysRange { begin: 0, end: PAGE }, PhysRange { begin: PAGE, end: 2 * PAGE }];
     let dropped = second(halves[0], 7);
-    dropped.memory_registered(HnodeId(8), halves[1]);
+    dropped.memory_registered(HnodeId(8), halves[1]).unwrap();
     assert!(engine.reaches(HnodeId(7)) && engine.reaches(HnodeId(8)));
     drop(dropped);
     let (to, from) = (PhysAddr { hnode: HNODE, addr: 0 }, PhysAddr { hnode: HnodeId(7), addr: 0 });

@@ -107,7 +107,7 @@ impl Pager {
         let pager = Arc::new(pager);
         let upcalls: Weak<dyn Upcalls> = Arc::downgrade(&(pager.clone() as Arc<dyn Upcalls>));
         device.start(DEVICE, upcalls).unwrap();
-        device.memory_registered(HNODE, memory);
+        device.memory_registered(HNODE, memory).unwrap();
         pager
     }
 

@@ -76,8 +76,8 @@ impl Device for Claims {
         self.driver.fence(pmap)
     }
 
-    fn memory_registered(&self, hnode: HnodeId, range: PhysRange) {
-        self.driver.memory_registered(hnode, range);
+    fn memory_registered(&self, hnode: HnodeId, range: PhysRange) -> Result<(), DeviceError> {
+        self.driver.memory_registered(hnode, range)
     }
 
     fn memory_unregistered(&self, hnode: HnodeId, range: PhysRange) {

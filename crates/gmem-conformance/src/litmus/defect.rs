@@ -60,8 +60,8 @@ impl Device for Broken {
     fn physical_memory(&self) -> Vec<PhysRange> {
         Device::physical_memory(&*self.inner)
     }
-    fn memory_registered(&self, hnode: HnodeId, range: PhysRange) {
-        Device::memory_registered(&*self.inner, hnode, range);
+    fn memory_registered(&self, hnode: HnodeId, range: PhysRange) -> Result<(), DeviceError> {
+        Device::memory_registered(&*self.inner, hnode, range)
     }
     fn memory_unregistered(&self, hnode: HnodeId, range: PhysRange) {
         Device::memory_unregistered(&*self.inner, hnode, range);

@@ -60,9 +60,14 @@ impl Device for Observed {
         self.inner.physical_memory()
     }
 
-    fn memory_registered(&self, hnode: HnodeId, range: PhysRange) {
+    fn memory_registered(&self, hnode: HnodeId, range: PhysRange) -> Result<(), DeviceError> {
         let before = |shadow: &mut super::Shadow| shadow.memory.push((hnode, range));
-        self.pass("memory_registered", None, before, || self.inner.memory_registered(hnode, range), |_, ()| {});
+        let after = |shadow: &mut super::Shadow, answer: &Result<(), DeviceError>| {
+            if answer.is_err() {
+                shadow.memory.retain(|(id, _)| *id != hnode);
+            }
+        };
+        self.pass("memory_registered", None, before, || self.inner.memory_registered(hnode, range), after)
     }
 
     fn memory_unregistered(&self, hnode: HnodeId, range: PhysRange) {

@@ -220,9 +220,13 @@ impl Device for Reference {
         vec![PhysRange { begin: 0, end: self.is.memory }]
     }
 
-    fn memory_registered(&self, hnode: HnodeId, range: PhysRange) {
+    fn memory_registered(&self, hnode: HnodeId, range: PhysRange) -> Result<(), DeviceError> {
+        if range.end > self.is.memory {
+            return Err(DeviceError::BadRequest);
+        }
         lock(&self.hnodes).push((hnode, range));
         lock(&self.connected).push(bus::Memory::connect(hnode, self.me.clone()));
+        Ok(())
     }
 
     fn memory_unregistered(&self, hnode: HnodeId, _range: PhysRange) {

@@ -298,13 +298,16 @@ impl Device for SimDevice {
         Ok(())
     }
 
-    fn memory_registered(&self, hnode: HnodeId, range: PhysRange) {
+    fn memory_registered(&self, hnode: HnodeId, range: PhysRange) -> Result<(), DeviceError> {
         self.note("memory_registered", [u64::from(hnode.0), range.begin, range.end]);
         let memory = self.is.memory;
-        assert!(memory.begin <= range.begin && range.end <= memory.end, "{range:?} became {hnode}, but the device's memory is {memory:?}");
+        if range.begin < memory.begin || memory.end < range.end {
+            return Err(DeviceError::BadRequest);
+        }
         lock(&self.life).memory.push((hnode, range));
         let before = lock(&self.is.sim.pools).insert(hnode, self.dram.clone());
         assert!(before.is_none(), "{hnode} was given to two memories");
+        Ok(())
     }
 
     fn memory_unregistered(&self, hnode: HnodeId, range: PhysRange) {

@@ -63,7 +63,7 @@ fn request(mode: Mode) -> PmapRequest {
 fn started(device: &Arc<SimDevice>) -> PmapId {
     let core: Weak<Core> = Weak::new();
     device.start(DeviceId(0), core).unwrap();
-    device.memory_registered(HNODE, device.memory());
+    device.memory_registered(HNODE, device.memory()).unwrap();
     device.pmap_create(&request(Mode::CoherentExclusive)).unwrap()
 }
 
