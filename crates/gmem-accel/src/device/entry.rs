@@ -54,6 +54,9 @@ fn take_fd(fd: RawFd) -> Option<OwnedFd> {
 }
 
 fn serve(fds: i32) -> i32 {
+    // What we say on a terminal (`stty tostop`) must not stop us, who are in its background.
+    // SAFETY: ignoring a signal calls nothing of ours.
+    unsafe { libc::signal(libc::SIGTTOU, libc::SIG_IGN) };
     if !(3..=4).contains(&fds) {
         return 64;
     }
@@ -71,9 +74,6 @@ fn serve(fds: i32) -> i32 {
             "gmem: this system has no filters for system calls: what a kernel forks outlives its context and may touch memory that is no longer its own"
         );
     }
-    // What we say on a terminal (`stty tostop`) must not stop us, who are in its background.
-    // SAFETY: ignoring a signal calls nothing of ours.
-    unsafe { libc::signal(libc::SIGTTOU, libc::SIG_IGN) };
     std::thread::spawn(move || watch(&socket));
     let Some(device) = set_up(shared, dram, host) else { return 66 };
     run(device)
