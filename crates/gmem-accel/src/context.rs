@@ -41,6 +41,8 @@ pub(crate) struct Context {
     held: [AtomicBool; RING],
     /// 1 once the process is gone and reaped; rung at `death_bell`.
     dead: AtomicU32,
+    /// 1 once the core knows that too; rung at `death_bell`.
+    told: AtomicU32,
     death_bell: AtomicU32,
     /// It missed a deadline or broke the protocol: nothing more is asked of it.
     pub(crate) failed: AtomicBool,
@@ -74,6 +76,7 @@ impl Context {
             head: AtomicU32::default(),
             held: std::array::from_fn(|_| AtomicBool::default()),
             dead: AtomicU32::default(),
+            told: AtomicU32::default(),
             death_bell: AtomicU32::default(),
             failed: AtomicBool::default(),
             kill: AtomicBool::default(),
@@ -89,8 +92,8 @@ impl Context {
         self.dead.load(Ordering::SeqCst) != 0
     }
 
-    /// The process is gone and reaped: releases everyone who waits for it.
-    pub(crate) fn set_dead(&self) {
+    /// The process is gone and reaped: releases everyone who waits for it, and tells the core by `tell`.
+    pub(crate) fn set_dead(&self, tell: impl FnOnce()) {
         self.dead.store(1, Ordering::SeqCst);
         Bell(&self.death_bell).ring();
         self.evictor.end();
@@ -100,6 +103,14 @@ impl Context {
         for worker in 0..self.facts.workers {
             Bell(self.shm.fault(worker).host_bell).alarm();
         }
+        tell();
+        self.told.store(1, Ordering::SeqCst);
+        Bell(&self.death_bell).ring();
+    }
+
+    /// Of a process that is gone: waits until the core was told. Not for callbacks, of which one may have what the core waits for.
+    pub(crate) fn wait_told(&self) {
+        Bell(&self.death_bell).wait(&mut Patience::new(ACK_PATIENCE), Deadline::Never, || self.told.load(Ordering::SeqCst) != 0);
     }
 
     /// Waits until the process is gone. False if `limit` passed before.

@@ -205,11 +205,12 @@ impl Keeper {
     /// Waits for the end of the process, reaps it, and tells everyone.
     fn watch(&self, context: &Context, pidfd: &OwnedFd) {
         wait_and_reap(pidfd.as_fd());
-        context.set_dead();
-        self.ring();
-        if !context.expected.load(Ordering::SeqCst) {
-            (self.hooks.lost)(context.facts.pmap);
-        }
+        context.set_dead(|| {
+            self.ring();
+            if !context.expected.load(Ordering::SeqCst) {
+                (self.hooks.lost)(context.facts.pmap);
+            }
+        });
     }
 }
 
@@ -218,7 +219,7 @@ fn reap(kept: Option<Kept>) {
     if let Some(k) = kept {
         let _ = rustix::process::pidfd_send_signal(&k.pidfd, Signal::KILL);
         wait_and_reap(k.pidfd.as_fd());
-        k.context.set_dead();
+        k.context.set_dead(|| {});
     }
 }
 

@@ -104,6 +104,7 @@ pub trait Compute: Send + Sync {
     /// Starts a launch. Launches of one context run in the order they were started. Does not wait for the kernel.
     fn start(&self, request: &LaunchRequest<'_>) -> Result<Ticket, LaunchError>;
 
-    /// Waits for a launch to end, and forgets it. Blocks for as long as the kernel runs; ends with an error when the device dies.
+    /// Waits for a launch to end, and forgets it. Blocks for as long as the kernel runs; ends with an error when the device dies, of which the driver tells the core
+    /// first ([`Upcalls::device_lost`](crate::Upcalls::device_lost)): who is told by a launch finds the context fenced.
     fn wait(&self, ticket: Ticket) -> Result<(), LaunchError>;
 }

@@ -46,7 +46,8 @@ pub trait Upcalls: Send + Sync {
     /// A PEER device wants its pages in `range` taken home (`gm_dev_evict`).
     fn device_evict(&self, device: DeviceId, pmap: PmapId, range: VirtRange) -> EvictOutcome;
 
-    /// The context of the device is gone, confirmed. The core fences it and takes its pages home when they are next touched.
+    /// The context of the device is gone, confirmed. The core fences it and takes its pages home when they are next touched. Unlike the others this call waits for no page, and
+    /// a launch does not end with an error of a dead device before it was made ([`crate::Compute::wait`]).
     fn device_lost(&self, device: DeviceId, pmap: PmapId);
 
     /// The CPU could not translate `va` for `access` (`gm_host_fault`). With `may_wait` the call parks while the page is busy or held; without, it answers

@@ -399,3 +399,34 @@ fn a_kernel_that_aborts_costs_its_context_and_no_data() {
         verify(&gmem);
     });
 }
+
+/// Whoever is told by a launch that the device is gone may ask the context at once.
+#[test]
+fn a_launch_whose_device_is_gone_leaves_a_fenced_context() {
+    watched(|| {
+        let World { gmem, space, device, driver, context, .. } = World::small();
+        context.detach().unwrap();
+        let region = space.region().map(2 * PAGE).unwrap();
+        for round in 0..40 {
+            let context = space.attach(&device, Mode::CoherentExclusive).unwrap();
+            let result = if round % 2 == 0 {
+                run(&context, &ABORT, &[])
+            } else {
+                let pid = driver.process(context.pmap().unwrap()).unwrap();
+                context.scope(|scope| {
+                    let args = Args::new().number(at(&region, 0)).number(at(&region, PAGE));
+                    // SAFETY: `SPIN` takes the addresses of two words of a region that lives.
+                    let launch = unsafe { scope.launch(&SPIN, args) }.unwrap();
+                    signal(pid, libc::SIGKILL);
+                    launch.wait()
+                })
+            };
+            let (error, fenced) = (result.unwrap_err(), context.is_fenced());
+            assert!(error.is_device_gone() && fenced, "round {round}: {error}, fenced: {fenced}");
+            let next = run(&context, &NOTHING, &[]);
+            assert!(matches!(next, Err(Error::Fenced)), "round {round}: {next:?}");
+            context.detach().unwrap();
+        }
+        verify(&gmem);
+    });
+}

@@ -220,7 +220,7 @@ impl Host {
     /// The device dies; every page comes home.
     pub(super) fn finish(self) {
         self.scene.begin(Vec::new(), false);
-        self.scene.context.set_dead();
+        self.scene.context.set_dead(|| {});
         let pages: Vec<u64> = self.scene.mapped.borrow().keys().copied().collect();
         let honest = self.scene.honest.get();
         for va in pages {

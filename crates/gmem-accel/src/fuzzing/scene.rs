@@ -102,7 +102,7 @@ impl Scene {
         let context = &self.context;
         if !context.is_dead() && (context.kill.load(Ordering::SeqCst) || self.looks.get() >= most) {
             self.honest.set(false);
-            context.set_dead();
+            context.set_dead(|| {});
         }
         if !context.is_dead() {
             self.turn();

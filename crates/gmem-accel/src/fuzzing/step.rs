@@ -118,7 +118,7 @@ impl Step {
                 word.store(value, SeqCst);
             }
             Self::Bell { which, value } => bell(context, which).store(value, SeqCst),
-            Self::Die => context.set_dead(),
+            Self::Die => context.set_dead(|| {}),
         }
     }
 }

@@ -16,7 +16,7 @@ fn loom_each_wish_gets_its_own_outcome_and_the_end_ends_the_thread() {
         let ask = |both: &Both, va: u64, outcome: EvictOutcome| {
             assert_eq!(both.context.evictor.ask(&both.context, page(va)), outcome);
             if both.draining.fetch_add(1, Ordering::AcqRel) == 1 {
-                both.context.set_dead();
+                both.context.set_dead(|| {});
             }
         };
         together(

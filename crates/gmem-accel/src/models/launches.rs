@@ -153,7 +153,7 @@ fn loom_the_last_words_of_a_device_reach_their_launch() {
                     crew.wait_for(shm, 0, &mut patience());
                     crew.fail(shm, 0, launch::CRASHED, || codec::encode_crash(Crash::Abort));
                     // The keeper sees the process end, which is after all that its threads did.
-                    both.context.set_dead();
+                    both.context.set_dead(|| {});
                 }),
                 Box::new(|(both, _)| {
                     let first = start(both, 1).expect("there is room");

@@ -105,7 +105,7 @@ fn loom_the_end_of_the_process_ends_a_call() {
             &both,
             vec![
                 Box::new(|both| both.drain()),
-                Box::new(|both| both.context.set_dead()),
+                Box::new(|both| both.context.set_dead(|| {})),
                 Box::new(|both| {
                     let answer = both.context.call(&about(7));
                     assert!(matches!(answer, Ok((0, 8)) | Err(DeviceError::Dead)), "{answer:?}");
