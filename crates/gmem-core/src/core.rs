@@ -13,7 +13,7 @@ use ::core::sync::atomic::{AtomicBool, Ordering};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use gmem_hal::lock_api::Mutex;
-use gmem_hal::{ByteLen, DeviceId, HnodeId, Platform, SpaceId, VirtAddr};
+use gmem_hal::{ByteLen, Device, DeviceId, HnodeId, Platform, SpaceId, VirtAddr};
 
 /// All state and policy of gmem.
 ///
@@ -32,6 +32,8 @@ pub struct Core<P: Platform> {
 /// Lock letter `t`: the table lock, for look-ups; nothing is called and no other lock is taken under it.
 pub(crate) struct Tables<P: Platform> {
     pub(crate) devices: Sorted<DeviceId, Arc<DeviceSlot<P>>>, // t
+    /// The drivers of the devices, from before each is started until after it was stopped.
+    pub(crate) drivers: Sorted<DeviceId, Arc<dyn Device>>, // t
     /// Ids given out, from before the hnode is made until after it is gone.
     hnode_ids: HnodeSet, // t
     pub(crate) hnodes: Sorted<HnodeId, Arc<Hnode<P>>>,        // t
@@ -71,6 +73,7 @@ impl<P: Platform> Core<P> {
     pub fn new(platform: P) -> Arc<Self> {
         let tables = Tables {
             devices: Sorted::new(),
+            drivers: Sorted::new(),
             hnode_ids: HnodeSet::new(),
             hnodes: Sorted::new(),
             spaces: Sorted::new(),

@@ -85,7 +85,8 @@ impl<P: Platform> Core<P> {
     /// Makes a device known (`gm_dev_create`). Its facts are checked and its driver is started before anyone can see it. May block.
     ///
     /// # Errors
-    /// [`DeviceCallError::Malformed`] for contradicting facts; [`DeviceError::AlreadyStarted`] if `driver` is a device of this core; whatever [`Device::start`] answers.
+    /// [`DeviceCallError::Malformed`] for contradicting facts; [`DeviceError::AlreadyStarted`] if `driver` is a device of this core, or is just being made one or
+    /// ceasing to be; whatever [`Device::start`] answers.
     /// Nothing is left behind.
     pub fn device_create(self: &Arc<Self>, driver: Arc<dyn Device>) -> Result<DeviceId, DeviceCallError> {
         self.check_enabled().map_err(|_| DeviceCallError::Disabled)?;
@@ -105,10 +106,20 @@ impl<P: Platform> Core<P> {
         if let Some(what) = malformed {
             return Err(DeviceCallError::Malformed(what));
         }
-        if self.tables.lock().devices.values().any(|slot| Arc::ptr_eq(&slot.driver, &driver)) {
-            return Err(DeviceError::AlreadyStarted.into());
-        }
-        let id = DeviceId(self.tables.lock().fresh_device());
+        let id = {
+            let mut tables = lock_with_room(&self.tables, 1, |tables| &mut tables.drivers)?;
+            if tables.drivers.values().any(|known| Arc::ptr_eq(known, &driver)) {
+                return Err(DeviceError::AlreadyStarted.into());
+            }
+            let id = DeviceId(tables.fresh_device());
+            tables.drivers.insert(id, driver.clone());
+            id
+        };
+        self.start(id, driver).inspect_err(|_| self.forget_driver(id))
+    }
+
+    /// Starts a driver and lists its device.
+    fn start(self: &Arc<Self>, id: DeviceId, driver: Arc<dyn Device>) -> Result<DeviceId, DeviceCallError> {
         let weak: Weak<Self> = Arc::downgrade(self);
         driver.start(id, weak as Weak<dyn Upcalls>)?;
         let state = DeviceState { hnodes: ArrayVec::new(), contexts: Sorted::new(), current: None, dying: false };
@@ -121,6 +132,13 @@ impl<P: Platform> Core<P> {
             }
         }
         Ok(id)
+    }
+
+    /// A driver was stopped, or could not be started: it is nobody's now.
+    fn forget_driver(&self, id: DeviceId) {
+        let forgotten = self.tables.lock().drivers.remove(id);
+        // Nothing is dropped under the lock.
+        drop(forgotten);
     }
 
     /// Forgets a device and releases everything it registered (`gm_dev_destroy`). May block in [`Device::stop`].
@@ -148,6 +166,7 @@ impl<P: Platform> Core<P> {
         let listed = self.tables.lock().devices.remove(id);
         drop((gate, listed));
         slot.driver.stop();
+        self.forget_driver(id);
         self.retire(slot);
         Ok(())
     }
@@ -199,7 +218,7 @@ impl<P: Platform> Core<P> {
             (false, false) => Allocator::Core,
         };
         if slot.state.lock().hnodes.is_full() {
-            return Err(DeviceCallError::TooManyHnodes);
+            return Err(DeviceCallError::TooManyMemories);
         }
         let hnode_id = self.tables.lock().fresh_hnode().ok_or(DeviceCallError::TooManyHnodes)?;
         let made = Hnode::new(hnode_id, id, range, smallest, allocator, &self.platform);

@@ -1,9 +1,10 @@
 //! What each call can answer besides success: small enums, one per kind of call, each value a state of the world.
 
+use crate::entry::MAX_HNODES;
 use ::core::fmt;
 use gmem_hal::{
-    ByteLen, Capabilities, DeviceError, DeviceId, FaultError, HostError, Modes, OutOfMemory, PageSize, PageSizes, PeerError, PhysRange,
-    SpaceId, VirtAddr, VirtRange,
+    ByteLen, Capabilities, DeviceError, DeviceId, FaultError, HostError, MAX_MEMORIES, Modes, OutOfMemory, PageSize, PageSizes, PeerError,
+    PhysRange, SpaceId, VirtAddr, VirtRange,
 };
 
 macro_rules! from {
@@ -39,7 +40,9 @@ pub enum DeviceCallError {
     NoSuchMemory(PhysRange),
     /// No hnode of that number belongs to the device.
     NoSuchHnode,
-    /// No more hnodes can be made.
+    /// The device has [`MAX_MEMORIES`] memories registered, the most that it can have.
+    TooManyMemories,
+    /// All devices together have as many memories registered as gmem has hnodes (1023).
     TooManyHnodes,
     /// Contexts on the device exist.
     InUse {
@@ -72,7 +75,12 @@ impl fmt::Display for DeviceCallError {
             Self::Overflow => f.write_str("the memory range ends past the last address a frame can have"),
             Self::NoSuchMemory(range) => write!(f, "the device has no memory at [{:#x}, {:#x})", range.begin, range.end),
             Self::NoSuchHnode => f.write_str("the device has no such hnode"),
-            Self::TooManyHnodes => f.write_str("no more hnodes can be made"),
+            Self::TooManyMemories => {
+                write!(f, "the device has {MAX_MEMORIES} memories registered, the most it can have: unregister one of them first")
+            }
+            Self::TooManyHnodes => {
+                write!(f, "all devices together have {} memories registered, the most there can be: unregister one first", MAX_HNODES - 1)
+            }
             Self::InUse { contexts } => write!(f, "{contexts} contexts are attached: detach them first"),
             Self::MemoryInUse(len) => write!(f, "{len} of the memory are in use: unmap them or detach the contexts first"),
             Self::LimitTooHigh(most) => write!(f, "the limit is above what the memory has: it can be {most} at most"),

@@ -74,7 +74,7 @@ fn a_device_has_as_many_pools_as_its_faults_look_at() {
         world.core.device_register_memory(id, PhysRange { begin, end: begin + PAGE })
     };
     let pools: Vec<HnodeId> = (0..16).map(|n| pool(n).expect("there is room for sixteen")).collect();
-    assert_eq!(pool(16), Err(DeviceCallError::TooManyHnodes));
+    assert_eq!(pool(16), Err(DeviceCallError::TooManyMemories));
     // Every one of them is used.
     world.core.attach(world.spaces[0], id, Mode::CoherentExclusive, false).expect("it has memory");
     map(&world, 0, 16);
@@ -92,6 +92,8 @@ fn a_device_has_as_many_pools_as_its_faults_look_at() {
 struct Numbering {
     info: DeviceInfo,
     tables: AtomicU64,
+    /// What it does while it is started or stopped.
+    at_ends: OnceLock<Box<dyn Fn() + Send + Sync>>,
     /// What it does when memory is registered, true, or taken back.
     at_memory: OnceLock<Box<dyn Fn(bool, HnodeId) + Send + Sync>>,
 }
@@ -131,7 +133,11 @@ impl Device for Numbering {
         &self.info
     }
     fn start(&self, _: DeviceId, _: Weak<dyn Upcalls>) -> Result<(), DeviceError> {
+        self.at_ends.get().inspect(|then| then());
         Ok(())
+    }
+    fn stop(&self) {
+        self.at_ends.get().inspect(|then| then());
     }
     fn memory_registered(&self, hnode: HnodeId, _: PhysRange) -> Result<(), DeviceError> {
         self.at_memory.get().inspect(|told| told(true, hnode));
@@ -156,7 +162,7 @@ fn numbering(name: &str) -> Arc<Numbering> {
         modes: Modes::all(),
         mmu_cookie: 0x5a,
     };
-    Arc::new(Numbering { info, tables: AtomicU64::new(0), at_memory: OnceLock::new() })
+    Arc::new(Numbering { info, tables: AtomicU64::new(0), at_ends: OnceLock::new(), at_memory: OnceLock::new() })
 }
 
 #[test]
@@ -225,6 +231,47 @@ fn a_driver_is_never_started_while_it_is_a_device() {
     let again = core.device_create(driver).expect("it is no device any more, and says itself whether it can begin again");
     core.device_destroy(again).expect("it is not attached");
     core.device_destroy(second).expect("it is not attached");
+    world.tear_down();
+}
+
+#[test]
+fn a_driver_is_not_started_while_it_starts_or_stops() {
+    let world = CoreWorld::standard(1);
+    let core = &world.core;
+    let driver = numbering("a");
+    let (again, answers) = (Arc::downgrade(core), Arc::new(Mutex::new(Vec::new())));
+    let (weak, heard) = (Arc::downgrade(&driver), answers.clone());
+    let at_ends = move || {
+        let (core, driver) = (again.upgrade().expect("it calls"), weak.upgrade().expect("it is called"));
+        // Whoever comes in this moment, from whatever thread.
+        let answer = if heard.lock().expect("nobody panics with it").len() < 4 { core.device_create(driver) } else { Ok(DeviceId(0)) };
+        heard.lock().expect("nobody panics with it").push(answer);
+    };
+    assert!(driver.at_ends.set(Box::new(at_ends)).is_ok());
+    for _ in 0..2 {
+        let id = core.device_create(driver.clone()).expect("its facts are right");
+        core.device_destroy(id).expect("it is not attached");
+    }
+    let started = Err(DeviceCallError::Device(DeviceError::AlreadyStarted));
+    assert_eq!(*answers.lock().expect("nobody panics with it"), [started; 4], "at each start and each stop");
+    world.tear_down();
+}
+
+#[test]
+fn all_devices_together_have_as_many_memories_as_there_are_numbers() {
+    let world = CoreWorld::standard(1);
+    let core = &world.core;
+    let before = core.stats().hnodes.len();
+    let part = |n: u64| PhysRange { begin: 8 * n * PAGE, end: 8 * (n + 1) * PAGE };
+    let devices: Vec<_> = (0..64).map(|_| core.device_create(numbering("a")).expect("its facts are right")).collect();
+    let registered = devices.iter().flat_map(|id| (0..16).map(|n| core.device_register_memory(*id, part(n))));
+    let (made, refused): (Vec<_>, Vec<_>) = registered.partition(Result::is_ok);
+    assert_eq!(before + made.len(), 1023);
+    assert!(!refused.is_empty() && refused.iter().all(|r| *r == Err(DeviceCallError::TooManyHnodes)), "{refused:?}");
+    core.device_destroy(devices[0]).expect("it is not attached");
+    core.device_register_memory(devices[63], part(15)).expect("numbers are free again");
+    devices[1..].iter().for_each(|id| core.device_destroy(*id).expect("it is not attached"));
+    assert_eq!(core.stats().hnodes.len(), before);
     world.tear_down();
 }
 

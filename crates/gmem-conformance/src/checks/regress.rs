@@ -48,7 +48,7 @@ pub(super) const CHECKS: &[Check] = &[
     Check {
         name: "memory-pools-run-out-and-come-back",
         rule: "Each registered range is a pool with a name of its own; when there are no more names that is said, and names of pools that went are used again.",
-        place: "gmem-core `DeviceCallError::TooManyHnodes`",
+        place: "gmem-core `DeviceCallError::TooManyMemories`",
         applies: Applies::EXCLUSIVE.without(Capabilities::PEER).once(),
         run: memory_pools_run_out_and_come_back,
     },
@@ -204,7 +204,7 @@ fn memory_pools_run_out_and_come_back(case: &Case<'_>) -> Outcome {
         }
         Err(e) => Some(e),
     });
-    refused!("more pools than there are names", refusal.map_or(Ok(()), Err), Error::Device(DeviceCallError::TooManyHnodes));
+    refused!("more pools than there are names", refusal.map_or(Ok(()), Err), Error::Device(DeviceCallError::TooManyMemories));
     made.sort_unstable();
     made.dedup();
     ensure_eq!("names", made.len(), device.hnodes().len());
