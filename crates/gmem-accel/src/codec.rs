@@ -27,13 +27,14 @@ const HOST: [HostError; 11] = [
     HostError::TooManyInThread,
 ];
 
-const PLAIN: [FaultError; 6] = [
+const PLAIN: [FaultError; 7] = [
     FaultError::NotMapped,
     FaultError::Protection,
     FaultError::NoDeviceMemory,
     FaultError::Fenced,
     FaultError::NotAttached,
     FaultError::TooManyHolds,
+    FaultError::NotNamed,
 ];
 
 const KIND_PLAIN: u64 = 1;
@@ -107,7 +108,7 @@ mod tests {
         }
         assert_eq!(encode(Ok(())), 0);
         assert_eq!(decode(0), None);
-        assert_eq!(decode(KIND_PLAIN << 32 | 6), None);
+        assert_eq!(decode(KIND_PLAIN << 32 | PLAIN.len() as u64), None);
         assert_eq!(decode(u64::MAX), None);
     }
 

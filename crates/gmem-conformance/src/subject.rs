@@ -130,6 +130,8 @@ pub trait Subject: Send + Sync + 'static {
 /// The fault that ended a launch, for subjects whose device runs kernels by [`Context::run`].
 pub fn fault_of(error: Error) -> FaultError {
     match error {
+        // A launch without replay that names an address finds out by itself whether anything is there.
+        Error::Launch(LaunchError::Fault { error: FaultError::NotNamed, .. }) => FaultError::NotMapped,
         Error::Launch(LaunchError::Fault { error, .. }) | Error::Range(RangeError::Fault(_, error)) => error,
         Error::Launch(LaunchError::Device(error)) => FaultError::Device(error),
         // An address outside the context's address space is nobody's fault to resolve.

@@ -21,7 +21,7 @@ pub fn outcome<T, E: Refuse>(result: Result<T, E>) -> Outcome {
 impl Refuse for FaultError {
     fn refuse(&self) -> Refusal {
         match self {
-            Self::NotMapped | Self::Protection | Self::NotAttached => Refusal::Invalid,
+            Self::NotMapped | Self::NotNamed | Self::Protection | Self::NotAttached => Refusal::Invalid,
             Self::NoDeviceMemory | Self::TooManyHolds => Refusal::NoRoom,
             Self::Fenced | Self::Device(_) | Self::Host(_) => Refusal::Failed,
         }

@@ -39,7 +39,7 @@ pub enum LaunchError {
     Fault {
         /// The address.
         va: VirtAddr,
-        /// Why not. [`FaultError::NotMapped`] for an access outside what a launch without replay named.
+        /// Why not. [`FaultError::NotNamed`] for an access outside what a launch without replay named.
         error: FaultError,
     },
     /// The kernel panicked, saying this: the beginning of it if it is long, nothing if it was no text. The device said so and is not trusted: it is for people.

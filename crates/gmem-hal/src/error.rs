@@ -145,6 +145,8 @@ impl core::error::Error for HostError {}
 pub enum FaultError {
     /// Nothing is mapped at the address.
     NotMapped,
+    /// A launch on a device that cannot replay faults touched what it had not named, or stored to what it had named for loads.
+    NotNamed,
     /// The region does not allow this access.
     Protection,
     /// The device's memory is full and nothing in it can be evicted.
@@ -165,6 +167,9 @@ impl fmt::Display for FaultError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::NotMapped => f.write_str("nothing is mapped at this address"),
+            Self::NotNamed => f.write_str(
+                "the launch did not name this memory for such an access: a device that cannot replay faults has only what its launch names (in Args)",
+            ),
             Self::Protection => f.write_str("the region does not allow this access"),
             Self::NoDeviceMemory => f.write_str("the device's memory is full and nothing in it can be evicted"),
             Self::Fenced => f.write_str("the context is fenced after a failure of its device"),

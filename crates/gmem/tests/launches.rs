@@ -111,7 +111,9 @@ fn an_access_outside_what_was_named_ends_the_launch_and_names_the_address() {
             // SAFETY: the region lives.
             let named = unsafe { words(&region, 0, 8) };
             let result = run_naming(&world.context, &STORE_AT, &[outside, 1], Args::new().writes(named));
-            assert_eq!(fault(result), (outside, FaultError::NotMapped));
+            let told = result.as_ref().map_err(ToString::to_string);
+            assert!(told.clone().is_err_and(|e| e.contains("Args")), "{told:?}");
+            assert_eq!(fault(result), (outside, FaultError::NotNamed));
             assert_eq!(held(&world, &region), [], "a failed launch holds nothing");
         }
         assert!(!world.context.is_fenced());
@@ -124,7 +126,7 @@ fn an_access_outside_what_was_named_ends_the_launch_and_names_the_address() {
         // A launch that names nothing can do what needs no memory, and nothing else.
         world.run(&NOTHING, &[]).unwrap();
         assert_eq!(get(at(&region, 0)), 0);
-        assert_eq!(fault(world.run(&STORE, &[at(&region, 0), 1])), (at(&region, 0), FaultError::NotMapped));
+        assert_eq!(fault(world.run(&STORE, &[at(&region, 0), 1])), (at(&region, 0), FaultError::NotNamed));
     });
 }
 
@@ -140,7 +142,7 @@ fn a_page_that_was_named_once_is_not_seen_by_a_launch_that_does_not_name_it() {
         world.space.prefetch(part(&region, PAGE, PAGE), Some(&world.device), Access::Write).unwrap();
         assert_eq!(used(&world.device), 2 * PAGE);
         for outside in [at(&region, 8), at(&region, PAGE)] {
-            assert_eq!(fault(world.run(&STORE, &[outside, 8])), (outside, FaultError::NotMapped));
+            assert_eq!(fault(world.run(&STORE, &[outside, 8])), (outside, FaultError::NotNamed));
         }
         assert_eq!(used(&world.device), 2 * PAGE, "both are still there");
         let before = world.gmem.stats().migrations;

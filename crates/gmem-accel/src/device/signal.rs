@@ -39,7 +39,9 @@ extern "C" fn handler(signal: c_int, info: *mut siginfo_t, context: *mut c_void)
         worker::crash(device, me, crash(signal, code, absent, address));
     }
     if !worker::may_replay(device, me) {
-        worker::end(device, me, launch::FAULT, address, codec::encode(Err(FaultError::NotMapped)));
+        // With the host's memory it sees everything that is mapped, named or not.
+        let error = if device.host.is_some() { FaultError::NotMapped } else { FaultError::NotNamed };
+        worker::end(device, me, launch::FAULT, address, codec::encode(Err(error)));
     }
     // SAFETY: the kernel passes a valid ucontext to a handler installed with SA_SIGINFO.
     let write = unsafe { wrote(context) };

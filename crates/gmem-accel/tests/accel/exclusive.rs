@@ -157,7 +157,7 @@ fn without_replay_only_what_was_entered_can_be_touched() {
     assert!(!pager.device.info().capabilities.contains(Capabilities::REPLAYABLE));
     pager.enter(1, 0, Prot::RW).unwrap();
     pager.launch("store", &[pager.start() + PAGE, 5]).unwrap();
-    let fault = |at| Err(LaunchError::Fault { va: VirtAddr::new(at), error: FaultError::NotMapped });
+    let fault = |at| Err(LaunchError::Fault { va: VirtAddr::new(at), error: FaultError::NotNamed });
     assert_eq!(pager.launch("store", &[pager.start(), 5]), fault(pager.start()));
     pager.launch("increment", &[pager.start() + PAGE, 5]).unwrap();
     assert!(pager.state.lock().unwrap().faults.is_empty(), "a fault reached the core");

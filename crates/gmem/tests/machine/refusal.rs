@@ -29,7 +29,7 @@ pub(crate) fn refused(error: &Error) -> Outcome {
 
 fn of_fault(error: &FaultError) -> Refusal {
     match error {
-        FaultError::NotMapped | FaultError::Protection | FaultError::NotAttached => Refusal::Invalid,
+        FaultError::NotMapped | FaultError::NotNamed | FaultError::Protection | FaultError::NotAttached => Refusal::Invalid,
         FaultError::NoDeviceMemory | FaultError::TooManyHolds => Refusal::NoRoom,
         FaultError::Fenced | FaultError::Device(_) | FaultError::Host(_) => Refusal::Failed,
     }
