@@ -43,8 +43,8 @@ const KIND_HOST: u64 = 3;
 const KIND_OS: u64 = 4;
 
 /// Crashes without an address, by their numbers. Number zero is no crash, so that memory nobody wrote says nothing.
-const CRASHES: [Crash; 5] = [Crash::NoAddress, Crash::Instruction, Crash::Arithmetic, Crash::Memory, Crash::Abort];
-const CRASH_ACCESS: u64 = 6;
+const CRASHES: [Crash; 6] = [Crash::NoAddress, Crash::Instruction, Crash::Arithmetic, Crash::Memory, Crash::Abort, Crash::StackOverflow];
+const CRASH_ACCESS: u64 = 7;
 
 /// A crash as a number and an address. Async-signal-safe.
 pub(crate) fn encode_crash(crash: Crash) -> (u64, u64) {
@@ -118,6 +118,6 @@ mod tests {
             let (code, va) = encode_crash(crash);
             assert_eq!(decode_crash(code, va), Some(crash));
         }
-        assert_eq!((decode_crash(0, 1), decode_crash(7, 1), decode_crash(u64::MAX, 1)), (None, None, None));
+        assert_eq!((decode_crash(0, 1), decode_crash(8, 1), decode_crash(u64::MAX, 1)), (None, None, None));
     }
 }

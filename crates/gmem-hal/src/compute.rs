@@ -55,6 +55,8 @@ pub enum LaunchError {
 pub enum Crash {
     /// It touched this address, which is outside the address space.
     Access(VirtAddr),
+    /// It needed more stack than the cores of the device have.
+    StackOverflow,
     /// It touched something that is no address at all.
     NoAddress,
     /// It reached an instruction that the processor does not execute, which is also how a compiler marks what is never reached.
@@ -71,6 +73,7 @@ impl fmt::Display for Crash {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Access(va) => write!(f, "it touched {va}, which is outside the address space"),
+            Self::StackOverflow => f.write_str("it overflowed its stack: use less of it, or unified memory"),
             Self::NoAddress => f.write_str("it touched what is no address"),
             Self::Instruction => f.write_str("it reached an instruction that the processor does not execute"),
             Self::Arithmetic => f.write_str("its arithmetic has no result, such as a division by zero"),

@@ -36,7 +36,8 @@ extern "C" fn handler(signal: c_int, info: *mut siginfo_t, context: *mut c_void)
     // SEGV_MAPERR or SEGV_ACCERR; BUS_ADRERR is an absent page (see `window`). Others are memory errors and addresses that are none.
     let absent = (signal == libc::SIGSEGV && (code == 1 || code == 2)) || (signal == libc::SIGBUS && code == libc::BUS_ADRERR);
     if !(inside && absent) {
-        worker::crash(device, me, crash(signal, code, absent, address));
+        let overflow = signal == libc::SIGSEGV && worker::is_below_stack(device, me, address);
+        worker::crash(device, me, if overflow { Crash::StackOverflow } else { crash(signal, code, absent, address) });
     }
     if !worker::may_replay(device, me) {
         // With the host's memory it sees everything that is mapped, named or not.

@@ -28,6 +28,9 @@ pub(super) struct Worker {
     /// The thread, for joining it.
     thread: AtomicU64,
     alt_stack: AtomicUsize,
+    /// The lowest byte of its stack, and of how many bytes its guard is.
+    stack: AtomicUsize,
+    guard: AtomicUsize,
     /// The launch it runs.
     launch: AtomicU32,
     /// 1 once the thread has decided to exit.
@@ -61,6 +64,33 @@ pub(super) fn set_patience(device: &Device, me: usize, patience: &Patience) {
 pub(super) fn may_replay(device: &Device, me: usize) -> bool {
     let index = device.workers[me].launch.load(Ordering::Relaxed);
     device.shm.launch(index).replay.load(Ordering::Relaxed) != 0
+}
+
+/// Whether `address` lies in the guard below the stack of worker `me`: code touches its stack page by page, so it gets no further.
+pub(super) fn is_below_stack(device: &Device, me: usize, address: u64) -> bool {
+    let (stack, guard) = (device.workers[me].stack.load(Ordering::Relaxed), device.workers[me].guard.load(Ordering::Relaxed));
+    // Before glibc 2.27 the guard was part of what is called the stack.
+    (stack - guard..stack + guard).contains(&(address as usize))
+}
+
+/// Keeps where the stack of worker `me`, which is this thread, ends. Where that cannot be told, an overflow is an access like any other.
+fn note_stack(worker: &Worker) {
+    // SAFETY: the attributes are initialized by the first call, read by the others and destroyed by the last.
+    unsafe {
+        let mut attributes: libc::pthread_attr_t = std::mem::zeroed();
+        if libc::pthread_getattr_np(libc::pthread_self(), &mut attributes) != 0 {
+            return;
+        }
+        let (mut stack, mut len, mut guard) = (std::ptr::null_mut(), 0, 0);
+        if libc::pthread_attr_getstack(&attributes, &mut stack, &mut len) == 0
+            && libc::pthread_attr_getguardsize(&attributes, &mut guard) == 0
+            && guard <= stack as usize / 2
+        {
+            worker.stack.store(stack as usize, Ordering::Relaxed);
+            worker.guard.store(guard, Ordering::Relaxed);
+        }
+        libc::pthread_attr_destroy(&mut attributes);
+    }
 }
 
 /// Starts worker `me`, whose first launch is number `next`. Only the command thread starts workers.
@@ -120,6 +150,7 @@ extern "C" fn main(me: *mut c_void) -> *mut c_void {
     let alt = libc::stack_t { ss_sp: device.workers[me].alt_stack.load(Ordering::Relaxed) as *mut c_void, ss_flags: 0, ss_size: ALT_STACK };
     // SAFETY: the memory is this worker's own and lives until it was joined.
     unsafe { libc::sigaltstack(&alt, std::ptr::null_mut()) };
+    note_stack(&device.workers[me]);
     let mut next = device.workers[me].launch.load(Ordering::Relaxed);
     let mut patience = Patience::new(LAUNCH_PATIENCE);
     loop {

@@ -126,6 +126,7 @@ fn a_bad_access_ends_the_launch_and_the_context_goes_on() {
         assert_eq!(pager.launch("load", &[0x1000]).unwrap_err(), LaunchError::Crashed(Crash::Access(VirtAddr::new(0x1000))));
         assert_eq!(pager.launch("load", &[0x8000_0000_0000_0000]).unwrap_err(), LaunchError::Crashed(Crash::NoAddress));
         assert_eq!(pager.launch("undefined", &[]).unwrap_err(), LaunchError::Crashed(Crash::Instruction));
+        assert_eq!(pager.launch("recurse", &[u64::MAX]).unwrap_err(), LaunchError::Crashed(Crash::StackOverflow));
         #[cfg(target_arch = "x86_64")]
         assert_eq!(pager.launch("divide", &[0]).unwrap_err(), LaunchError::Crashed(Crash::Arithmetic));
         assert_eq!(pager.launch("panic", &[7]).unwrap_err(), LaunchError::Panicked("a kernel panics, as the test wants: 7".into()));

@@ -356,6 +356,16 @@ kernel!(DIVIDE = "divide", |_, args| {
     core::arch::asm!("div {0}", in(reg) args[0], inout("rax") 1u64 => _, inout("rdx") 0u64 => _);
 });
 
+/// Needs so many frames of its stack.
+fn recurse(levels: u64) -> u64 {
+    let frame = std::hint::black_box([levels; 64]);
+    if levels == 0 { 0 } else { recurse(levels - 1) + std::hint::black_box(&frame)[7] }
+}
+
+kernel!(RECURSE = "recurse", |_, args| {
+    std::hint::black_box(recurse(args[0]));
+});
+
 kernel!(UNDEFINED = "undefined", |grid, _| {
     if grid.worker == 0 {
         #[cfg(target_arch = "x86_64")]
