@@ -2,7 +2,7 @@
 
 use gmem_hal::{Crash, DeviceError, FaultError, HostError, VirtAddr};
 
-const DEVICE: [DeviceError; 8] = [
+const DEVICE: [DeviceError; 9] = [
     DeviceError::NoMemory,
     DeviceError::Dead,
     DeviceError::NoAnswer,
@@ -11,6 +11,7 @@ const DEVICE: [DeviceError; 8] = [
     DeviceError::BadRequest,
     DeviceError::TooManyFiles,
     DeviceError::AlreadyStarted,
+    DeviceError::TooManyMappings,
 ];
 
 const HOST: [HostError; 11] = [

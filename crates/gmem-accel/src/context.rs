@@ -268,6 +268,7 @@ impl Context {
         match self.call(c)?.0 {
             reply::OK => Ok(()),
             reply::NO_MEMORY => Err(DeviceError::NoMemory),
+            reply::TOO_MANY => Err(DeviceError::TooManyMappings),
             _ => Err(DeviceError::BadRequest),
         }
     }

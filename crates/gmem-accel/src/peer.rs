@@ -242,7 +242,11 @@ impl Machine {
 
 /// The error a reply stands for.
 fn device_error(code: u32) -> DeviceError {
-    if code == reply::NO_MEMORY { DeviceError::NoMemory } else { DeviceError::BadRequest }
+    match code {
+        reply::NO_MEMORY => DeviceError::NoMemory,
+        reply::TOO_MANY => DeviceError::TooManyMappings,
+        _ => DeviceError::BadRequest,
+    }
 }
 
 fn expect_ok(code: u32) -> Result<(), DeviceError> {

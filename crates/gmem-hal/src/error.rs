@@ -11,6 +11,8 @@ const TOO_MANY_FILES: &str = "too many open files: raise the limit of the proces
 pub enum DeviceError {
     /// The device has no room for this (a table, a ring, a frame), or the system has none for its driver (memory, processes). Trying again after freeing something may work.
     NoMemory,
+    /// The device's page table has as many entries as it can: of a software device, which is a process, as many mappings as a process may have.
+    TooManyMappings,
     /// The process, or the system, has as many files open as it may: there is no descriptor for the driver.
     TooManyFiles,
     /// [`Device::start`](crate::Device::start): this driver was started before, and serves, or served, another device.
@@ -31,6 +33,10 @@ impl fmt::Display for DeviceError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::NoMemory => "there is no room for this on the device, or no memory or processes in the system for it",
+            Self::TooManyMappings => {
+                "too many scattered pages are on the device (a software device can have fewer than the sysctl vm.max_map_count): \
+                 use 2 MiB pages, or have fewer of them there"
+            }
             Self::TooManyFiles => TOO_MANY_FILES,
             Self::AlreadyStarted => {
                 "this driver was started before, as a device of this Gmem or of another: clone that Device, or build another driver"

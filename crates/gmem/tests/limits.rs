@@ -68,7 +68,10 @@ fn a_device_process_keeps_to_its_memory() {
 /// Everything on which scattered pages could fail.
 fn is_limit(error: &Error) -> bool {
     let fault = |e: &FaultError| {
-        matches!(e, FaultError::Host(HostError::TooManyMappings) | FaultError::Device(DeviceError::NoMemory) | FaultError::NoDeviceMemory)
+        matches!(
+            e,
+            FaultError::Host(HostError::TooManyMappings) | FaultError::Device(DeviceError::TooManyMappings) | FaultError::NoDeviceMemory
+        )
     };
     match error {
         Error::Launch(LaunchError::Fault { error, .. }) => fault(error),

@@ -55,6 +55,8 @@ pub(crate) mod reply {
     pub(crate) const MIGRATING: u32 = 5;
     /// Nothing is mapped there.
     pub(crate) const ABSENT: u32 = 6;
+    /// As many mappings as there can be.
+    pub(crate) const TOO_MANY: u32 = 7;
 }
 
 /// A command, copied out of the ring.

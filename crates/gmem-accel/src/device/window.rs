@@ -76,7 +76,7 @@ pub(super) fn enter(device: &Device, va: u64, len: u64, offset: u64, prot: u32, 
         return reply::BAD;
     }
     if !room_for_mappings(device) {
-        return reply::NO_MEMORY;
+        return reply::TOO_MANY;
     }
     // SAFETY: the range lies inside the window, which this process uses for nothing but what kernels are told to touch.
     let mapped =

@@ -248,7 +248,7 @@ fn more_mappings_than_the_kernel_allows_are_refused_early() {
         }
         entered += 1;
     };
-    assert_eq!(error, DeviceError::NoMemory);
+    assert_eq!(error, DeviceError::TooManyMappings);
     assert!((20_000..65_530).contains(&entered), "{entered} pages were entered");
     // What is there still works, and can be taken away.
     pager.launch_with("touch", &[pager.start(), entered, 4096], false).unwrap();
