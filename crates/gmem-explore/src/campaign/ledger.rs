@@ -4,6 +4,9 @@
 //! compared at the moment it ends. What an operation does in the middle of its time cannot be told from outside; while one that changes rights is under way,
 //! both answers are right, and a page that is being discarded may become zero once, which is seen after the step in which it does.
 
+#[cfg(test)]
+mod tests;
+
 use gmem_hal::{Access, Backing, Mode, Prot};
 use gmem_sim::random::{PageRun, Shape, Spot};
 
@@ -76,8 +79,10 @@ pub struct Page {
     pub changing: bool,
     /// It is being unmapped: until that ends, what is here is nobody's.
     pub unmapping: bool,
-    /// How many discards of it are under way, each of which may make it zero once.
+    /// How many discards of it are under way.
     discards: u32,
+    /// How many of them may still make it zero: each does once.
+    zeroings: u32,
     /// Since when its bytes are lost with a device: until it is discarded or unmapped, every access to it must end with an error.
     lost: Option<Step>,
     last_zero: Step,
@@ -101,6 +106,7 @@ impl Page {
             changing: false,
             unmapping: false,
             discards: 0,
+            zeroings: 0,
             lost: None,
             last_zero: NEVER,
             strays: Vec::new(),
@@ -232,6 +238,8 @@ impl Ledger {
             let prot = if page.region == 0 { Prot::empty() } else { page.prot };
             page.allow(Some(prot), now);
         }
+        // While it was being unmapped it could be anything.
+        self.touch(run);
     }
 
     /// It has ended: a region is mapped here.
@@ -250,8 +258,10 @@ impl Ledger {
     pub fn end_unmap(&mut self, run: &PageRun) {
         let now = self.now;
         for page in self.run_mut(run) {
-            let (may, discards, last_held) = (page.may, page.discards, if page.held > 0 { now } else { page.last_held });
-            *page = Page { may, discards, last_held, last_zero: now, ..Page::new() };
+            let last_held = if page.held > 0 { now } else { page.last_held };
+            // A discard that has not come to the page yet finds what is mapped there then.
+            let Page { may, discards, zeroings, .. } = *page;
+            *page = Page { may, discards, zeroings, last_held, last_zero: now, ..Page::new() };
             page.allow(Some(Prot::empty()), now);
         }
         self.touch(run);
@@ -354,7 +364,8 @@ impl Ledger {
         if page.unmapping {
             return true;
         }
-        if page.discards > 0 {
+        if page.lost.is_some() && page.zeroings > 0 {
+            page.zeroings -= 1;
             (page.lost, page.last_zero) = (None, now);
         }
         page.lost.is_none()
@@ -365,6 +376,7 @@ impl Ledger {
         let now = self.now;
         for page in self.run_mut(run) {
             page.discards += 1;
+            page.zeroings += 1;
             if page.bytes.is_none() {
                 page.last_zero = now;
             }
@@ -378,7 +390,10 @@ impl Ledger {
         for (at, page) in (run.first..).zip(self.run_mut(run)) {
             // It may have been unmapped meanwhile, which ends the discard of what was there.
             page.discards = page.discards.saturating_sub(1);
-            let kept = || page.last_zero < since && page.bytes.is_some() || page.lost.is_some_and(|lost| lost <= since);
+            page.zeroings = page.zeroings.min(page.discards);
+            // The auditor sees no change in a page to which only zeros were stored.
+            let holds = || page.bytes().is_some_and(|bytes| bytes.iter().any(|byte| *byte != 0));
+            let kept = || page.last_zero < since && holds() || page.lost.is_some_and(|lost| lost <= since);
             if done && !page.unmapping && kept() {
                 first = first.or(Some(at));
             }
@@ -390,9 +405,11 @@ impl Ledger {
     pub fn became_zero(&mut self, space: usize, page: usize) -> bool {
         let now = self.now;
         let page = &mut self.pages[space][page];
-        if page.discards == 0 {
+        if page.zeroings == 0 {
             return false;
         }
+        // While it is being unmapped that may have done it, and a discard still comes to what is mapped next.
+        page.zeroings -= u32::from(!page.unmapping);
         page.bytes = None;
         page.last_zero = now;
         true
