@@ -106,6 +106,11 @@ impl Case<'_> {
         self.observers.borrow().iter().flat_map(|observed| observed.breaches()).collect()
     }
 
+    /// The callbacks that the drivers found to break the contracts.
+    pub(crate) fn refused(&self) -> Vec<&'static str> {
+        self.observers.borrow().iter().flat_map(|observed| observed.refused()).collect()
+    }
+
     /// What the drivers say that the core asked against the contracts.
     pub(crate) fn complaints(&self) -> Vec<String> {
         self.specimens.borrow().iter().flat_map(|specimen| specimen.complaints()).collect()

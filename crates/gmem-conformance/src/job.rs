@@ -67,7 +67,7 @@ impl Job<'_> {
             Ok(Err(Stop::NotApplicable(why))) => Verdict::NotApplicable(why),
             Err(panic) => Verdict::Failed(format!("a panic: {}", said(&*panic))),
         };
-        with_breaches(verdict, &case.breaches(), &case.complaints())
+        with_breaches(with_refused(verdict, &case.refused()), &case.breaches(), &case.complaints())
     }
 
     /// The row of the report.
@@ -88,6 +88,16 @@ impl Job<'_> {
 
 /// How many broken promises a report names: what follows the first is often its consequence.
 const NAMED: usize = 4;
+
+/// What gmem says of a malformed request does not tell which callback made it.
+fn with_refused(verdict: Verdict, callbacks: &[&str]) -> Verdict {
+    match (verdict, callbacks) {
+        (Verdict::Failed(what), [.., _]) => {
+            Verdict::Failed(format!("{what}\nmeanwhile the driver answered BadRequest to {}", callbacks.join(", ")))
+        }
+        (verdict, _) => verdict,
+    }
+}
 
 /// A check during which a promise of the contracts was broken has failed, whatever it looked at.
 fn with_breaches(verdict: Verdict, breaches: &[Breach], complaints: &[String]) -> Verdict {

@@ -24,6 +24,7 @@ struct Yes {
     repeats_itself: AtomicBool,
     refuses_absent_pages: bool,
     calls_back: bool,
+    fences: AtomicU64,
 }
 
 impl Device for Yes {
@@ -58,6 +59,7 @@ impl Device for Yes {
         Some(self)
     }
     fn fence(&self, _: PmapId) -> Result<(), DeviceError> {
+        self.fences.fetch_add(1, Ordering::Relaxed);
         Ok(())
     }
 }
@@ -260,6 +262,16 @@ fn a_device_that_dies_while_the_core_gives_it_up_is_fenced_once() {
     scene.observed.fence(scene.pmap).unwrap();
     scene.mmu().pmap_destroy(scene.pmap).unwrap();
     assert_eq!(scene.breaches(), []);
+}
+
+#[test]
+fn a_context_that_the_kit_stopped_by_force_is_not_fenced_again() {
+    let scene = scene(Yes::default());
+    scene.observed.stop_by_force(scene.pmap).expect("it can be");
+    // The core knows nothing of it.
+    scene.observed.fence(scene.pmap).expect("it is");
+    scene.observed.stop_by_force(scene.pmap).expect("it is");
+    assert_eq!((scene.driver.fences.load(Ordering::Relaxed), scene.observed.breaches()), (1, vec![]));
 }
 
 #[test]

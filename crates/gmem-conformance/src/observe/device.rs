@@ -13,9 +13,26 @@ impl Observed {
     /// # Errors
     /// The driver's, if it cannot.
     pub fn stop_by_force(&self, pmap: PmapId) -> Result<(), DeviceError> {
-        self.inner.fence(pmap)?;
+        self.fence_once(pmap)?;
         self.shadow().died(pmap);
         Ok(())
+    }
+
+    /// Has the driver fence a context, which is asked of it once: who asks again, the core after [`Observed::stop_by_force`], has the first answer again.
+    fn fence_once(&self, pmap: PmapId) -> Result<(), DeviceError> {
+        if let Some(table) = self.shadow().tables.get_mut(&pmap) {
+            // Until it answers, it has not answered.
+            let first = table.fence_answer.replace(Err(DeviceError::NoAnswer));
+            if let Some(answer) = first {
+                table.fence_answer = first;
+                return answer;
+            }
+        }
+        let answer = self.inner.fence(pmap);
+        if let Some(table) = self.shadow().tables.get_mut(&pmap) {
+            table.fence_answer = Some(answer);
+        }
+        answer
     }
 }
 
@@ -141,6 +158,6 @@ impl Device for Observed {
                 shadow.died(pmap);
             }
         };
-        self.pass("fence", None, before, || self.refuse("fence").and_then(|()| self.inner.fence(pmap)), after)
+        self.pass("fence", None, before, || self.refuse("fence").and_then(|()| self.fence_once(pmap)), after)
     }
 }

@@ -59,6 +59,32 @@ pub struct Event {
     pub page: Option<(PmapId, VirtRange)>,
 }
 
+/// What a callback answers.
+trait Answer {
+    /// Whether the driver found the request to break the contracts.
+    fn is_refusal(&self) -> bool {
+        false
+    }
+}
+
+impl Answer for () {}
+
+impl Answer for bool {}
+
+impl<T> Answer for Option<T> {}
+
+impl<T> Answer for Result<T, DeviceError> {
+    fn is_refusal(&self) -> bool {
+        matches!(self, Err(DeviceError::BadRequest))
+    }
+}
+
+impl<T> Answer for Result<T, PeerError> {
+    fn is_refusal(&self) -> bool {
+        matches!(self, Err(PeerError::Device(DeviceError::BadRequest)))
+    }
+}
+
 /// A callback that is to fail.
 struct Failure {
     name: &'static str,
@@ -197,8 +223,13 @@ impl Observed {
         self.shadow.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// The callbacks that the driver answered with [`DeviceError::BadRequest`], the last few: what an error of gmem's does not say.
+    pub(crate) fn refused(&self) -> Vec<&'static str> {
+        self.shadow().refused.clone()
+    }
+
     /// Passes a callback on: notes that it begins, lets `before` check what the core says, has `call` make it, and lets `after` note what it changed.
-    fn pass<T>(
+    fn pass<T: Answer>(
         &self,
         name: &'static str,
         page: Option<(PmapId, VirtRange, Kind)>,
@@ -244,6 +275,10 @@ impl Observed {
             if call.begun.elapsed() > ANSWER_LIMIT && !call.late {
                 shadow.breach(rules::ANSWERS, format_args!("{name} took {:.1} s", call.begun.elapsed().as_secs_f64()));
             }
+        }
+        if answer.is_refusal() {
+            shadow.refused.retain(|refused| *refused != name);
+            shadow.refused.push(name);
         }
         after(&mut shadow, &answer);
         answer

@@ -2,8 +2,8 @@
 
 use super::rules::{self, Breach, Rule};
 use gmem::hal::{
-    Access, DeviceId, DeviceInfo, HnodeId, Mapping, Mode, PageSize, PhysAddr, PhysRange, PmapId, PmapRequest, Prot, Upcalls, VirtAddr,
-    VirtRange,
+    Access, DeviceError, DeviceId, DeviceInfo, HnodeId, Mapping, Mode, PageSize, PhysAddr, PhysRange, PmapId, PmapRequest, Prot, Upcalls,
+    VirtAddr, VirtRange,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -81,6 +81,8 @@ pub(super) struct Table {
     pub(super) fenced: bool,
     /// The driver was asked to stop it.
     pub(super) asked_to_stop: bool,
+    /// What the driver answered when it was asked to, by the core or by the kit.
+    pub(super) fence_answer: Option<Result<(), DeviceError>>,
     /// It is certain to touch nothing any more.
     dead: bool,
     /// Its destruction was asked for, whatever came of it.
@@ -110,6 +112,8 @@ pub(super) struct Shadow {
     /// Faults for pages that the table had with the access that was asked for.
     pub(super) needless: u64,
     pub(super) answered_dead: BTreeSet<PmapId>,
+    /// Callbacks that were answered with `BadRequest`, in the order of the last time.
+    pub(super) refused: Vec<&'static str>,
 }
 
 impl Table {
@@ -122,6 +126,7 @@ impl Table {
             pages: BTreeMap::new(),
             fenced: false,
             asked_to_stop: false,
+            fence_answer: None,
             dead: false,
             destroyed: false,
             reserved: Vec::new(),
