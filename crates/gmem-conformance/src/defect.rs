@@ -113,6 +113,8 @@ defects! {
     FenceLeavesKernels = "fence-leaves-kernels", Plain, "fenced-context-touches-nothing";
     /// The memory of a context is wiped when it is stopped, before the core has what is in it.
     WipedWhenStopped = "wiped-when-stopped", Plain, "device-lost-while-it-holds-pages";
+    /// What a device is storing when its context is stopped gets to memory torn.
+    TornWhenStopped = "torn-when-stopped", Plain, "fenced-context-touches-nothing";
     /// An invalidation is answered, but much too late.
     AnswersLate = "answers-late", Plain, "callbacks-answer-in-time";
     /// An invalidation is never answered.

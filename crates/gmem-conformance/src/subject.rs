@@ -22,10 +22,18 @@ pub struct Shape {
 pub struct Cannot(pub &'static str);
 
 /// A device that stores in a loop, as a check and a subject see it.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Storing {
     over: AtomicBool,
     stored: AtomicU64,
+    ahead: AtomicU64,
+    in_pieces: AtomicBool,
+}
+
+impl Default for Storing {
+    fn default() -> Self {
+        Self { over: AtomicBool::new(false), stored: AtomicU64::new(0), ahead: AtomicU64::new(u64::MAX), in_pieces: AtomicBool::new(false) }
+    }
 }
 
 impl Storing {
@@ -47,6 +55,22 @@ impl Storing {
     /// The last number of which it was told that the device had stored it: there may be later ones.
     pub fn stored(&self) -> u64 {
         self.stored.load(Ordering::Acquire)
+    }
+
+    /// When the device comes to its end, by itself or not, it has stored at most `numbers` more than it told. Without this, a check takes any later number for one
+    /// that the device may have stored.
+    pub fn tell_ahead(&self, numbers: u64) {
+        self.ahead.store(numbers, Ordering::Release);
+    }
+
+    /// The last number that a device which has come to its end can have stored.
+    pub fn most(&self) -> u64 {
+        self.stored().saturating_add(self.ahead.load(Ordering::Acquire))
+    }
+
+    /// Whether the device does it in many launches, between which it is idle.
+    pub(crate) fn is_in_pieces(&self) -> bool {
+        self.in_pieces.load(Ordering::Acquire)
     }
 }
 
@@ -87,12 +111,15 @@ pub trait Subject: Send + Sync + 'static {
     /// The fault that ended it.
     fn add(&self, driver: &Self::Driver, context: &Context, va: VirtAddr, n: u64) -> Result<(), FaultError>;
 
-    /// The device stores 1, 2, 3 and so on to the aligned 64-bit word at `va`, which holds zero, until `storing` is over, and tells it now and then how far it is. A subject whose device
-    /// runs kernels has one kernel do it, so that something is under way whatever happens meanwhile; as provided it is one addition after another.
+    /// The device stores 1, 2, 3 and so on to the aligned 64-bit word at `va`, which holds zero, until `storing` is over, and tells it now and then how far it is, and at the
+    /// end how far it came. A subject whose device runs kernels has one kernel do it, so that something is under way whatever happens meanwhile; as provided it is one
+    /// addition after another, and checks that want a launch which lasts are not applicable.
     ///
     /// # Errors
     /// The fault that ended it.
     fn store_on(&self, driver: &Self::Driver, context: &Context, va: VirtAddr, storing: &Arc<Storing>) -> Result<(), FaultError> {
+        storing.in_pieces.store(true, Ordering::Release);
+        storing.tell_ahead(1);
         for number in 1.. {
             if storing.is_over() {
                 break;

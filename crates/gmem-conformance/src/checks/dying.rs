@@ -131,7 +131,7 @@ fn device_lost_while_it_runs(case: &Case<'_>) -> Outcome {
     let region = world.region(2)?;
     let (word, storing) = (at(&region, 8), Ending(Arc::default()));
     let (done, reads) = (AtomicBool::new(false), AtomicU64::new(0));
-    std::thread::scope(|threads| -> Outcome {
+    let read = std::thread::scope(|threads| -> Result<u64, Stop> {
         let storing = Ending(storing.0.clone());
         let kernel = threads.spawn({
             let (storing, unit) = (storing.0.clone(), &world.unit);
@@ -141,7 +141,7 @@ fn device_lost_while_it_runs(case: &Case<'_>) -> Outcome {
             .map_err(|()| Stop::Failed("the device stores nothing".into()))?;
         ensure!(!kernel.is_finished(), "the device could not store: {:?}", kernel.join());
         // Another device wants the page all the time: it sees it go up, or has an error.
-        let reader = threads.spawn(|| -> Outcome {
+        let reader = threads.spawn(|| -> Result<u64, Stop> {
             let mut last = 0;
             while !done.load(Ordering::SeqCst) {
                 if let Ok(now) = second.load(word) {
@@ -150,7 +150,7 @@ fn device_lost_while_it_runs(case: &Case<'_>) -> Outcome {
                 }
                 reads.fetch_add(1, Ordering::SeqCst);
             }
-            Ok(())
+            Ok(last)
         });
         let killed = kill(&world.unit);
         // It reads on when the first is dead, whatever it waited for.
@@ -161,17 +161,21 @@ fn device_lost_while_it_runs(case: &Case<'_>) -> Outcome {
             storing.0.end();
         }
         let read = reader.join().unwrap_or_else(|_| Err(Stop::Failed("the reader panicked".into())));
-        killed.and(read)?;
+        killed?;
+        let read = read?;
         ensure!(reads_on.is_ok(), "whoever waits for a page of a device that died waits on");
         let ended = kernel.join().map_err(|_| Stop::Failed("the launching thread panicked".into()))?;
         ensure!(ended.is_err(), "the device died in its work, which ended as if it had been done");
-        Ok(())
+        Ok(read)
     })?;
-    let stored = storing.0.stored();
+    let (stored, most) = (storing.0.stored(), storing.0.most());
+    ensure!(read <= most, "another device read {read}, and the first had stored {stored} when it died, and no more than {most}");
     let whole = part(&region, 0, world.page());
     if world.space.prefetch(whole, None, Access::Read).is_ok() {
         let seen = get(word);
         ensure!(seen >= stored, "the word is {seen}, and the device said that it had stored {stored} before it died");
+        ensure!(seen <= most, "the word is {seen}, and the device had stored {stored} when it died, and no more than {most}");
+        ensure!(seen >= read, "the word is {seen}, and another device has read {read}");
         ensure_eq!("the word beside", get(word + 8), 0);
         second.store(word, 5)?;
         ensure_eq!("what another device stores", get(word), 5);

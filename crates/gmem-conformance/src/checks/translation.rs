@@ -88,7 +88,8 @@ pub(super) const CHECKS: &[Check] = &[
         name: "accessed-marks-are-read-and-cleared",
         rule: "An accessed mark is set by an access and cleared by being read.",
         place: "gmem-hal `Mmu::harvest_accessed`",
-        applies: Applies::EXCLUSIVE.without(Capabilities::PEER).once(),
+        // Without replay the page is taken from the device when the launch ends, and the mark with it.
+        applies: Applies::EXCLUSIVE.needs(Capabilities::REPLAYABLE).without(Capabilities::PEER).once(),
         run: accessed_marks_are_read_and_cleared,
     },
 ];

@@ -37,13 +37,18 @@ impl Reference {
         }
     }
 
-    /// A broken driver leaves nothing of what a context that it stops had.
-    pub(super) fn wipe(&self, context: &Pmap) {
+    /// A broken driver leaves nothing of what a context that it stops had, or tears the word that its device may have had in hand.
+    pub(super) fn spoil(&self, context: &Pmap) {
         for entry in context.lock().table.inside(context.range) {
             let len = entry.page.len().get();
             if let Some(frame) = self.pointer(entry.frame.addr, len).filter(|_| entry.frame.hnode != HnodeId::HOST) {
                 // SAFETY: `pointer` saw that the frame is inside our memory, and the table is held, through which alone it can be touched.
-                unsafe { frame.write_bytes(0, len as usize) };
+                unsafe {
+                    match () {
+                        () if self.has(Defect::WipedWhenStopped) => frame.write_bytes(0, len as usize),
+                        () => frame.add(15).write(0x7f),
+                    }
+                }
             }
         }
     }

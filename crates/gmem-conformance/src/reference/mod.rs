@@ -212,8 +212,11 @@ impl Device for Reference {
 
     fn start(&self, id: DeviceId, upcalls: Weak<dyn Upcalls>) -> Result<(), DeviceError> {
         self.dram.get_or_init(|| Dram::new(self.is.memory));
+        if self.core.get().is_some() {
+            return Err(DeviceError::AlreadyStarted);
+        }
         *self.cores() = Cores::start(&self.me).map_err(|_| DeviceError::NoMemory)?;
-        self.core.set((id, upcalls)).map_err(|_| self.protocol_error(format_args!("started twice")))
+        self.core.set((id, upcalls)).map_err(|_| DeviceError::AlreadyStarted)
     }
 
     fn physical_memory(&self) -> Vec<PhysRange> {
@@ -259,8 +262,8 @@ impl Device for Reference {
     fn fence(&self, pmap: PmapId) -> Result<(), DeviceError> {
         // Once the MMU is ours no access is under way, and none can begin.
         let context = self.pmap(pmap)?;
-        if self.has(Defect::WipedWhenStopped) {
-            self.wipe(&context);
+        if self.has(Defect::WipedWhenStopped) || self.has(Defect::TornWhenStopped) {
+            self.spoil(&context);
         }
         if !self.has(Defect::FenceIgnored) {
             context.lock().kill();

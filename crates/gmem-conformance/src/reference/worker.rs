@@ -163,6 +163,7 @@ impl Reference {
 
     fn loop_of_stores(&self, pmap: PmapId, va: VirtAddr, storing: &Storing) -> Result<(), AccessFault> {
         let (mut number, mut faults, mut last) = (1, 0, None);
+        storing.tell_ahead(0);
         while !storing.is_over() {
             if self.store_one(pmap, va, number, &mut last) {
                 storing.tell(number);

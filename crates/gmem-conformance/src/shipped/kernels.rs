@@ -69,7 +69,7 @@ gmem::kernel!(pub(super) STORE_ON = "conformance-store-on", |grid, args| {
 });
 
 /// After how many stores a kernel says how far it is.
-const TELL: u64 = 64;
+pub(super) const TELL: u64 = 64;
 
 /// Opens another process's memory object.
 fn open(process: u64, descriptor: u64) -> i32 {

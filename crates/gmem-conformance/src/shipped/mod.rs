@@ -123,6 +123,7 @@ fn write(context: &Context, va: VirtAddr, bytes: &[u8]) -> Result<(), FaultError
 /// One kernel, beside which a thread carries word between its object and `storing`.
 fn store_on(context: &Context, va: VirtAddr, storing: &Storing) -> Result<(), FaultError> {
     let (object, ended) = (Bytes::of_len(16), AtomicBool::new(false));
+    storing.tell_ahead(kernels::TELL);
     std::thread::scope(|threads| {
         threads.spawn(|| {
             while !ended.load(Ordering::Acquire) {
@@ -133,6 +134,8 @@ fn store_on(context: &Context, va: VirtAddr, storing: &Storing) -> Result<(), Fa
         });
         let stored = launch(context, &kernels::STORE_ON, va, 8, Access::Write, object.words(0));
         ended.store(true, Ordering::Release);
+        // What the kernel said since the thread last looked.
+        storing.tell(object.word(0));
         stored
     })
 }

@@ -132,9 +132,9 @@ impl Device for Toy {
         &self.info
     }
     fn start(&self, id: DeviceId, upcalls: Weak<dyn Upcalls>) -> Result<(), DeviceError> {
-        self.core.set((id, upcalls)).map_err(|_| DeviceError::BadRequest)?;
+        self.core.set((id, upcalls)).map_err(|_| DeviceError::AlreadyStarted)?;
         let (orders, todo) = channel::<Order>();
-        self.orders.set(orders).map_err(|_| DeviceError::BadRequest)?;
+        self.orders.set(orders).map_err(|_| DeviceError::AlreadyStarted)?;
         let me = self.me.clone();
         // The device itself: a thread that is started here has what resolving a fault takes. It ends with the driver.
         std::thread::spawn(move || todo.into_iter().for_each(|order| order(&me.upgrade().expect("whoever ordered has it"))));
