@@ -5,6 +5,16 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
+/// The checks without whose rules next to nothing holds, each before those that need it.
+const BASICS: [&str; 6] = [
+    "entered-page-is-its-frame",
+    "copies-are-whole",
+    "invalidated-translation-is-not-used",
+    "blank-pages-are-zeroed",
+    "access-into-a-hole-ends-with-its-fault",
+    "lowered-access-is-enforced",
+];
+
 /// How one check ended on one target, in one mode, with one page size.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(tag = "verdict", content = "detail", rename_all = "snake_case")]
@@ -90,7 +100,7 @@ impl Report {
         if *not_run > 0 {
             let _ = writeln!(
                 text,
-                "\n{not_run} checks were not run, because so many were not done in time; --keep-going runs them all the same"
+                "\n{not_run} checks were not run, because so many failed and took the time they may, or half of it; --keep-going runs them all the same"
             );
         }
         let _ = write!(text, "\n{passed} passed, {failed} failed, {not_applicable} not applicable, in {seconds:.1} s");
@@ -141,6 +151,24 @@ impl Report {
             let title = if n == 0 { "\nfailed, as told above:\n" } else { "" };
             let _ = writeln!(text, "{title}  {} ({})", row.check, row.circumstances());
         }
+        if let Some(first) = self.first_to_mend() {
+            let _ = writeln!(text, "\nbegin with this one, since others may follow from it:\n  {first}");
+        }
+    }
+
+    /// If several checks failed: the first of [`BASICS`]; else a promise that the driver was seen to break; else the rule of the one that asks the least.
+    fn first_to_mend(&self) -> Option<String> {
+        let failed = || self.rows.iter().filter_map(|row| if let Verdict::Failed(what) = &row.verdict { Some((row, what)) } else { None });
+        const BROKE: &str = "the driver broke ";
+        let (least, _) = failed().min_by_key(|(row, _)| row.depth())?;
+        if failed().all(|(row, _)| row.check == least.check) {
+            return None;
+        }
+        // What failed for nothing but a broken promise says nothing else.
+        let basic = |name: &&str| failed().find(|(row, what)| row.check == **name && !what.starts_with(BROKE));
+        let told = |row: &Row| format!("{}: {} ({})", row.check, row.rule, row.place);
+        let broken = || failed().flat_map(|(_, what)| what.lines()).find(|line| line.starts_with(BROKE)).map(str::to_owned);
+        BASICS.iter().find_map(basic).map(|(row, _)| told(row)).or_else(broken).or_else(|| Some(told(least)))
     }
 }
 
@@ -151,6 +179,16 @@ impl Row {
         let Self { check, rule, place, .. } = self;
         let what = what.replace('\n', "\n         ");
         Some(format!("FAILED {check} ({})\n  rule:  {rule}\n  where: {place}\n  seen:  {what}\n", self.circumstances()))
+    }
+
+    /// How much must work before the rule can hold: first come the functions of a driver, one by one, then what else the contracts ask of it, and at last what gmem
+    /// makes of that.
+    fn depth(&self) -> usize {
+        const FUNCTIONS: [&str; 5] = ["`Mmu", "`Mapping", "`CopyEngine", "`Frames", "`Peer"];
+        const CONTRACTS: [&str; 5] = ["`Device", "`Upcalls", "`HostWindow", "`FaultError", "`LaunchError"];
+        let item = self.place.strip_prefix("gmem-hal ").unwrap_or_default();
+        let is_one_of = |items: [&str; 5]| items.iter().any(|one| item.starts_with(one));
+        if is_one_of(FUNCTIONS) { 0 } else { 1 + usize::from(!is_one_of(CONTRACTS)) }
     }
 
     /// The device, mode and page size, for a person.

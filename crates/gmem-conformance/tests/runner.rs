@@ -1,5 +1,6 @@
 //! The frame itself: a check that fails, panics, hangs or ends its process fails by name, and the others go on; nothing is left behind.
 
+use gmem::hal::{ByteLen, Device, HnodeId, PhysAddr};
 use gmem_conformance::world::{at, get};
 use gmem_conformance::{Applies, Brink, Case, Check, Options, Outcome, Report, Row, Stop, Verdict, checks, run, shipped};
 use std::process::ExitCode;
@@ -9,9 +10,16 @@ const fn check(name: &'static str, run: fn(&Case<'_>) -> Outcome) -> Check {
     Check { name, rule: "A rule.", place: "Here.", applies: Applies::EVERYWHERE.once(), run }
 }
 
-const PLANTED: [Check; 10] = [
+const PLANTED: [Check; 11] = [
     check("passes", passes),
-    check("fails", |_| Err(Stop::Failed("seen 1, expected 2".to_owned()))),
+    check("fails", |_| {
+        eprintln!("what the driver traced");
+        Err(Stop::Failed("seen 1, expected 2".to_owned()))
+    }),
+    check("asks what cannot be", |case| {
+        let world = case.world(2)?;
+        Ok(world.unit.observed.copy_engine().zero(PhysAddr { hnode: HnodeId(999), addr: 0 }, ByteLen(4096))?)
+    }),
     check("panics", |_| panic!("a panic of the check")),
     check("aborts", |_| {
         (0..50).for_each(|n| eprintln!("chatter {n}"));
@@ -83,9 +91,10 @@ fn rows<'a>(report: &'a Report, check: &str) -> Vec<&'a Row> {
 
 fn verdicts(report: &Report) {
     // Two modes each.
-    assert_eq!((report.passed, report.failed, report.not_applicable, report.rows.len()), (4, 14, 2, 20), "{}", report.text());
+    assert_eq!((report.passed, report.failed, report.not_applicable, report.rows.len()), (4, 16, 2, 22), "{}", report.text());
     let failed = [
-        ("fails", "seen 1, expected 2"),
+        ("fails", "seen 1, expected 2; it said:\nwhat the driver traced"),
+        ("asks what cannot be", "malformed request\nmeanwhile the driver answered BadRequest to zero"),
         ("panics", "a panic: a panic of the check"),
         ("aborts", "signal 6; it said:\nchatter 0\n"),
         ("aborts", "chatter 49\nits last words"),
@@ -130,6 +139,7 @@ fn nothing_checked_is_no_success_unless_a_name_was_given() {
     };
     assert_eq!(status(&["the-name-of-some-other-test"]), Some(0));
     assert_eq!(status(&["--mode", "share"]), Some(2), "it has no such mode");
+    assert_eq!(status(&["--filter", "peer-has-what-it-says"]), Some(2), "it is no peer");
     assert_eq!(status(&["--filter", "no-check-is-called-this"]), Some(2));
 }
 

@@ -50,7 +50,7 @@ impl Lane {
         // If it does not read, it has ended, which the wait for its verdict notices.
         let _ = writeln!(process.jobs, "{number}");
         match process.verdicts.recv_timeout(self.limit) {
-            Ok(Verdict::Failed(what)) => Verdict::Failed(what),
+            Ok(Verdict::Failed(what)) => Verdict::Failed(format!("{what}{}", process.end())),
             Ok(verdict) => {
                 self.process = Some(process);
                 verdict
@@ -63,8 +63,7 @@ impl Lane {
             }
             Err(RecvTimeoutError::Disconnected) => {
                 let status = process.child.wait();
-                process.join();
-                let said = process.last_words();
+                let said = process.end();
                 Verdict::Failed(format!("the check ended its process: {}{said}", status.map_or_else(|e| e.to_string(), describe)))
             }
         }
@@ -117,6 +116,14 @@ impl Process {
         self.said.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Ends it, if it has not, and says what it printed since its last job began: all of it was read then.
+    fn end(&mut self) -> String {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        self.join();
+        self.last_words()
+    }
+
     /// What it printed since its last job began.
     fn last_words(&self) -> String {
         let said = self.said();
@@ -143,8 +150,6 @@ fn keep(said: &Mutex<Vec<String>>, line: String) {
 impl Drop for Process {
     fn drop(&mut self) {
         // One that hangs has to be killed, and its devices end when it does; an idle one has nothing to lose.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-        self.join();
+        self.end();
     }
 }
