@@ -243,7 +243,8 @@ pub(crate) struct SimArgs {
     /// What address spaces, pages and devices there are
     #[arg(long, value_enum, value_name = "WHICH", default_value_t)]
     pub(crate) world: WorldArg,
-    /// Plant known defects, one after the other, and find each
+    /// Plant known defects, one after the other, and find each: in eight seeds of so many steps, which is enough for the worlds that seeds draw. A single --world may need more
+    /// --steps for one of them
     #[arg(long)]
     pub(crate) canary: bool,
     /// How many seeds, or canaries, to run at once

@@ -26,6 +26,9 @@ pub(crate) fn conformance(args: &ConformanceArgs) -> Result<(), Failure> {
     }
     output::line(&conclude(&report, options))?;
     match report.failed {
+        0 if report.passed == 0 => {
+            Err(Failure::Usage(format!("nothing was checked: no check that was asked for has a meaning for --device {}", args.device)))
+        }
         0 => Ok(()),
         failed => Err(Failure::Failed(format!("{failed} of {} checks failed", failed + report.passed))),
     }

@@ -3,6 +3,7 @@
 use crate::output;
 use gmem::Error;
 use gmem::hal::HostError;
+use gmem_conformance::no_place;
 use serde::Serialize;
 use std::fmt;
 use std::process::ExitCode;
@@ -107,6 +108,8 @@ impl From<Error> for Failure {
             Error::Range(Range::Host(HostError::NotPermitted)) => {
                 Self::Usage(format!("{what}\n{}", gmem::probe().consequences().join("\n")))
             }
+            // What would help a program that asked for the address space does not help whoever started this one.
+            Error::NoPlace { len, .. } => Self::Failed(no_place(len)),
             _ => Self::Failed(what),
         }
     }

@@ -119,12 +119,15 @@ fn the_bench_leaves_out_the_row_that_cannot_be() {
 /// No driver is to blame for what this process may not have.
 #[test]
 fn limits_of_the_process_are_no_broken_rules() {
-    for (limit, words) in [("-n 20", "ulimit -n"), ("-v 4000000", "ulimit -v")] {
+    let kit = "conformance --device discrete --filter device-reads";
+    let litmus = "litmus --rounds 1 --test sb --devices 1";
+    for (limit, words, command) in [("-n 20", "ulimit -n", kit), ("-v 4000000", "ulimit -v", kit), ("-v 4000000", "ulimit -v", litmus)] {
         let mut shell = std::process::Command::new("/bin/sh");
         let gmem = env!("CARGO_BIN_EXE_gmem");
-        shell.args(["-c", &format!("ulimit {limit}; exec {gmem} conformance --device discrete --filter device-reads")]).env_remove("GMEM");
+        shell.args(["-c", &format!("ulimit {limit}; exec {gmem} {command}")]).env_remove("GMEM");
         let ended = watch(shell);
         assert_eq!((ended.status.code(), ended.stdout.as_str()), (Some(1), ""), "{limit}: {}", ended.stderr);
         assert!(ended.stderr.contains(words) && ended.stderr.lines().count() == 1, "{limit}: {}", ended.stderr);
+        assert!(!ended.stderr.contains("SpaceBuilder"), "a command has no such call: {}", ended.stderr);
     }
 }

@@ -32,7 +32,7 @@ pub mod world;
 pub use case::Case;
 pub use check::{Applies, Check, Outcome, Stop};
 pub use defect::Defect;
-pub use main_of::{conclude, list, main_of, ready, run_aloud};
+pub use main_of::{conclude, list, main_of, no_place, ready, run_aloud};
 pub use observe::Observed;
 pub use options::{ModeName, Options, SizeName};
 pub use reference::{AccessFault, Reference, ReferenceBuilder, ReferenceSubject};

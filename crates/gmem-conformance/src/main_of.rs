@@ -86,7 +86,15 @@ pub fn ready() -> Result<(), String> {
     if crate::runner::is_check_process() {
         return Ok(());
     }
-    small_world().map_err(|error| error.to_string())
+    small_world().map_err(|error| match error {
+        gmem::Error::NoPlace { len, .. } => no_place(len),
+        other => other.to_string(),
+    })
+}
+
+/// What helps whoever started a program for whose address spaces, of `len` each, the process has no addresses left.
+pub fn no_place(len: gmem::ByteLen) -> String {
+    format!("no place is left for an address space of {len}: allow the process more addresses (ulimit -v unlimited)")
 }
 
 /// Makes what every check makes, with an accelerator that is known to work: what is refused here is no driver's fault.

@@ -53,7 +53,7 @@ pub(super) fn find(args: &SimArgs, first: u64, faults: Faults) -> Result<(), Fai
         phase.advance(1);
         canaries.push(canary);
         true
-    });
+    })?;
     drop(phase);
     let found = canaries.iter().filter(|canary| canary.found).count();
     let missed: Vec<&str> = canaries.iter().filter(|canary| !canary.found).map(|canary| canary.name).collect();
@@ -64,7 +64,11 @@ pub(super) fn find(args: &SimArgs, first: u64, faults: Faults) -> Result<(), Fai
     } else {
         output::line(&text(&all))?
     }
-    if missed.is_empty() { Ok(()) } else { Err(Failure::Printed(format!("not found: {missed}; give it more --steps"))) }
+    if missed.is_empty() {
+        Ok(())
+    } else {
+        Err(Failure::Printed(format!("not found: {missed}; give it more --steps, or leave --world out")))
+    }
 }
 
 fn text(all: &Canaries) -> String {

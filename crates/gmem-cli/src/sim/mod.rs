@@ -75,7 +75,7 @@ pub(crate) fn sim(args: &SimArgs) -> Result<(), Failure> {
     if args.canary {
         return canary::find(args, seeds.start, faults);
     }
-    let (sum, failed) = run(&seeds, args, faults);
+    let (sum, failed) = run(&seeds, args, faults)?;
     let defeat = failed.map(|(campaign, ended)| tell(&campaign, ended));
     let report = Report::new(&seeds, args, &sum, defeat);
     if args.json {
@@ -90,7 +90,7 @@ pub(crate) fn sim(args: &SimArgs) -> Result<(), Failure> {
 }
 
 /// Runs every seed, as long as none fails.
-fn run(seeds: &Range<u64>, args: &SimArgs, faults: Faults) -> (Sum, Option<(Campaign, Ended)>) {
+fn run(seeds: &Range<u64>, args: &SimArgs, faults: Faults) -> Result<(Sum, Option<(Campaign, Ended)>), Failure> {
     let count = seeds.end - seeds.start;
     let phase = progress::phase("simulating", count.saturating_mul(args.steps));
     let mut sum = Sum::default();
@@ -108,8 +108,8 @@ fn run(seeds: &Range<u64>, args: &SimArgs, faults: Faults) -> (Sum, Option<(Camp
             failed = Some((campaign(n), ended));
         }
         failed.is_none()
-    });
-    (sum, failed)
+    })?;
+    Ok((sum, failed))
 }
 
 /// Makes a failure short, and a test of it.

@@ -11,6 +11,9 @@ use std::ops::Range;
 /// How many of the last events are shown to a person.
 const TAIL: usize = 40;
 
+/// How many rows that were not covered are named to a person.
+const NAMED: usize = 8;
+
 /// Rows of a table that were covered.
 #[derive(Serialize)]
 pub(crate) struct Covered {
@@ -23,6 +26,16 @@ impl Covered {
     fn of(rows: &[(String, u64)]) -> Self {
         let missing: Vec<String> = missing(rows).into_iter().map(str::to_owned).collect();
         Self { covered: rows.len() - missing.len(), of: rows.len(), missing }
+    }
+
+    /// For a person, who is told some of what is missing.
+    fn text(&self) -> String {
+        let Self { covered, of, missing } = self;
+        let named = &missing[..missing.len().min(NAMED)];
+        let what = if named.is_empty() { String::new() } else { format!("; not {}", named.join(", ")) };
+        let more = missing.len() - named.len();
+        let more = if more == 0 { String::new() } else { format!(" and {more} more (--json names them)") };
+        format!("{covered} of {of}{what}{more}")
     }
 }
 
@@ -112,8 +125,7 @@ impl Report {
             ("pairs overlapped", &self.pairs),
             ("pages moved, by size", &self.pages_moved),
         ] {
-            let missing = if covered.missing.is_empty() { String::new() } else { format!("; not {}", covered.missing.join(", ")) };
-            rows.push((name, format!("{} of {}{missing}", covered.covered, covered.of)));
+            rows.push((name, covered.text()));
         }
         let width = rows.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
         let mut text: String = rows.iter().map(|(name, value)| format!("{name:<width$}  {value}\n")).collect();
@@ -145,6 +157,14 @@ mod tests {
     #[test]
     fn rows_that_never_happened_are_named() {
         let covered = Covered::of(&[("a".to_owned(), 3), ("b".to_owned(), 0)]);
+        assert_eq!(covered.text(), "1 of 2; not b");
         assert_eq!((covered.covered, covered.of, covered.missing), (1, 2, vec!["b".to_owned()]));
+    }
+
+    #[test]
+    fn a_person_is_not_told_all_of_many() {
+        let covered = |rows: u64| Covered::of(&(0..rows).map(|n| (n.to_string(), 0)).collect::<Vec<_>>()).text();
+        assert_eq!(covered(8), "0 of 8; not 0, 1, 2, 3, 4, 5, 6, 7");
+        assert_eq!(covered(11), "0 of 11; not 0, 1, 2, 3, 4, 5, 6, 7 and 3 more (--json names them)");
     }
 }
