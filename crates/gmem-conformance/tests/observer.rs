@@ -327,6 +327,14 @@ const BREAKS: &[Break] = &[
             std::panic::catch_unwind(std::panic::AssertUnwindSafe(entered)).expect_err("the panic goes on");
         })
     }),
+    ("WHOLE", || {
+        with(|s| {
+            let large = Mapping { len: ByteLen(16 * PAGE), ..mapping(16, frame(16), Prot::RW) };
+            s.mmu().pmap_enter(s.pmap, &large).unwrap();
+            s.mmu().pmap_protect(s.pmap, range(0, 32), Prot::READ).unwrap();
+            s.mmu().pmap_release(s.pmap, range(16, 4)).unwrap();
+        })
+    }),
     ("KNOWN_PMAP", || with(|s| s.mmu().pmap_release(PmapId(99), range(0, 1)).unwrap())),
     ("WINDOW", || with(|s| assert!(s.mmu().pmap_create(&request(Mode::Replicate, None)).is_ok()))),
     ("ALIGNED", || with(|s| s.mmu().tlb_invalidate(s.pmap, range(1020, 8)).unwrap())),

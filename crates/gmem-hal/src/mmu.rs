@@ -48,7 +48,7 @@ impl Mapping {
 /// invalidations, its `pmap_destroy` and its [`crate::Device::fence`] cover every device that uses the table. Drivers that cannot do that must give their devices
 /// cookies of their own.
 ///
-/// The driver may assume: ranges are page aligned and inside [`PmapRequest::range`]; calls for one page never overlap in time; calls for different
+/// The driver may assume: ranges are page aligned and inside [`PmapRequest::range`], and hold a page that was entered whole or not at all, whatever its size; calls for one page never overlap in time; calls for different
 /// pages of one pmap may come from several threads at once.
 pub trait Mmu: Send + Sync {
     /// Makes an empty page table, whose id is unique on this device, and among the devices of an equal cookie whose tables it may share. May block and allocate. On

@@ -63,6 +63,8 @@ rules! {
     WINDOW: Core, "gmem-hal `PmapRequest::host`", "a page table is given host memory in REPLICATE mode, and in no other";
     /// Ranges are whole pages of the address space.
     ALIGNED: Core, "gmem-hal `Mmu`", "ranges are page aligned and inside the range that the page table was made for";
+    /// A page is named whole.
+    WHOLE: Core, "gmem-hal `Mmu`", "a range holds a page that was entered whole or not at all";
     /// One call for a page at a time.
     NO_OVERLAP: Core, "crates/gmem-hal/src/lib.rs \"Rules that hold for every callback\"", "no two callbacks run for the same page of one page table at the same time, but for revokes of whole ranges";
     /// A mapping is one page of one of the sizes.

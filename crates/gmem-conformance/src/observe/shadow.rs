@@ -2,8 +2,8 @@
 
 use super::rules::{self, Breach, Rule};
 use gmem::hal::{
-    Access, DeviceError, DeviceId, DeviceInfo, HnodeId, Mapping, Mode, PageSize, PhysAddr, PhysRange, PmapId, PmapRequest, Prot, Upcalls,
-    VirtAddr, VirtRange,
+    Access, ByteLen, DeviceError, DeviceId, DeviceInfo, HnodeId, Mapping, Mode, PageSize, PhysAddr, PhysRange, PmapId, PmapRequest, Prot,
+    Upcalls, VirtAddr, VirtRange,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -166,6 +166,12 @@ impl Shadow {
         if !range.is_aligned(PageSize::Size4K) || !table.range.contains_range(range) {
             let inside = table.range;
             self.breach(rules::ALIGNED, format_args!("{name} of {range} in {pmap}, which is for {inside}"));
+            return;
+        }
+        let page = |va: &u64| VirtRange::from_len(VirtAddr::new(*va), ByteLen(table.pages[va].len));
+        let cut = table.overlapping(range).iter().filter_map(page).find(|page| !range.contains_range(*page));
+        if let Some(page) = cut {
+            self.breach(rules::WHOLE, format_args!("{name} of {range} in {pmap}, where {page} is one page"));
         }
     }
 
