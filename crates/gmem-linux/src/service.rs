@@ -66,8 +66,9 @@ fn one(uffd: &Uffd, faults: &Faults, epoch: u64, message: &Message) {
         // The program is moving registered memory elsewhere and waits until we read of it, which is next; until then the kernel maps nothing.
         HostFault::Failed(FaultError::Host(HostError::Os(e))) if e == Errno::AGAIN.raw_os_error() => uffd.wake(page),
         failed @ (HostFault::NotOurs | HostFault::Failed(_)) => {
+            let mut dies = false;
             faults.poison(page.start(), epoch, || {
-                let dies = match uffd.poison(page.start()) {
+                dies = match uffd.poison(page.start()) {
                     Ok(()) => true,
                     // Present after all: the access can be tried again.
                     Err(Errno::EXIST) => false,
@@ -75,11 +76,11 @@ fn one(uffd: &Uffd, faults: &Faults, epoch: u64, message: &Message) {
                     Err(Errno::NOENT) => false,
                     Err(_) => area::forbid(page),
                 };
-                if dies {
-                    report::failed_access(message.va, message.access, &failed);
-                }
                 dies
             });
+            if dies {
+                report::failed_access(message.va, message.access, &failed);
+            }
             uffd.wake(page);
         }
     }
