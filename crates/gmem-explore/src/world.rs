@@ -89,17 +89,21 @@ pub fn injected(sim: &Sim) -> u64 {
     Callback::ALL.iter().map(|callback| sim.coverage(*callback).failed).sum()
 }
 
-/// Makes a call that works, or that an injection refuses; then once more.
+/// Makes a call until it works; each time that it does not, an injection must have refused it.
 fn insist<T, E: Debug>(sim: &Sim, device: Option<&SimDevice>, call: impl Fn() -> Result<T, E>) -> T {
-    let before = injected(sim);
-    call().unwrap_or_else(|error| {
-        assert_ne!(injected(sim), before, "a call failed by itself: {error:?}");
+    const MOST: usize = 1000;
+    for _ in 0..MOST {
+        let before = injected(sim);
+        match call() {
+            Ok(done) => return done,
+            Err(error) => assert_ne!(injected(sim), before, "a call failed by itself: {error:?}"),
+        }
         if let Some(device) = device.filter(|device| device.is_dead()) {
             device.report_lost();
             device.revive();
         }
-        call().unwrap_or_else(|error| panic!("a call fails although nothing does any more: {error:?}"))
-    })
+    }
+    panic!("a call was made to fail {MOST} times");
 }
 
 impl CoreWorld {
