@@ -17,20 +17,24 @@ impl CoreWorld {
     pub fn check_tables(&self) -> Result<(), String> {
         for space in 0..self.spaces.len() {
             for page in 0..self.shape.spaces[space].pages {
-                self.check_page(space, self.shape.start(space, page))?;
+                self.check_page(space, self.shape.start(space, page), Prot::RW)?;
             }
         }
         Ok(())
     }
 
-    /// The same of the page at `va`.
-    pub(crate) fn check_page(&self, space: usize, va: VirtAddr) -> Result<(), String> {
+    /// The same of the page at `va`, and that nobody can do more there than is `allowed`.
+    pub(crate) fn check_page(&self, space: usize, va: VirtAddr, allowed: Prot) -> Result<(), String> {
+        let mut excess: Option<Way> = None;
         let mut first: Option<Way> = None;
         let mut writer: Option<Way> = None;
         let mut apart: Option<Way> = None;
         let mut see = |way: Way| {
             if way.prot.is_empty() {
                 return;
+            }
+            if !allowed.contains(way.prot) {
+                excess = Some(way);
             }
             let one = *first.get_or_insert(way);
             if one.memory != way.memory {
@@ -49,6 +53,9 @@ impl CoreWorld {
             if let Some((memory, prot)) = device.table_entry(pmap, va) {
                 see(Way { device: Some(n), memory: if memory.hnode == HnodeId::HOST { HOME } else { memory }, prot });
             }
+        }
+        if let Some(way) = excess {
+            return Err(format!("{}:{va} allows {allowed:?}, and more to {}", self.spaces[space], self.way(&way)));
         }
         match (first, writer, apart) {
             (Some(one), Some(writer), Some(apart)) => {

@@ -242,7 +242,7 @@ impl Auditor {
     /// Checks one page. Answers whether it was idle, so that all of it could be checked.
     fn check_page(&self, world: &CoreWorld, ledger: &mut Ledger, (space, page): At) -> Result<bool, String> {
         let va = world.shape.start(space, page as u64);
-        world.check_page(space, va)?;
+        world.check_page(space, va, ledger.pages[space][page].most())?;
         let sight = self.now[space][page].0;
         if self.locked[space] || sight.is_some_and(|sight| sight.busy) {
             return Ok(false);

@@ -126,6 +126,11 @@ impl Page {
         self.region != 0 && !self.changing
     }
 
+    /// What anybody can be allowed there: while that changes, all.
+    pub fn most(&self) -> Prot {
+        if self.changing { Prot::RW } else { self.prot }
+    }
+
     /// Whether it may be touched like this.
     pub fn may(&self, access: Access) -> &Fact {
         &self.may[usize::from(access == Access::Write)]
