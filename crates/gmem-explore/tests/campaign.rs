@@ -52,7 +52,7 @@ fn pages_of_every_size_and_backing_move() {
     let mut all = Coverage::default();
     for seed in 0..8 {
         for kind in [worlds::SIZES, worlds::BACKED] {
-            let ended = Campaign { kind, seed, faults: Faults::None, ..SHORT }.run();
+            let ended = Campaign { kind, seed, faults: Faults::None, steps: 40_000, ..SHORT }.run();
             ended.expect_clean();
             all.add(&ended.coverage);
         }
