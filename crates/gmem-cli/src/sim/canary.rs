@@ -67,7 +67,7 @@ pub(super) fn find(args: &SimArgs, first: u64, faults: Faults) -> Result<(), Fai
     if missed.is_empty() {
         Ok(())
     } else {
-        Err(Failure::Printed(format!("not found: {missed}; give it more --steps, or leave --world out")))
+        Err(Failure::Printed(format!("not found: {missed}; give it more --steps")))
     }
 }
 
