@@ -214,6 +214,7 @@ impl<P: Platform> Core<P> {
             }
         }
         drop(guard);
+        self.platform.under_way(-1);
         self.wake(op.space, &op.region, op.page, ended);
     }
 

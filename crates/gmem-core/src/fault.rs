@@ -68,7 +68,13 @@ impl<P: Platform> Core<P> {
         loop {
             let guard = space.lock();
             let region = guard.region_at(va).filter(|r| !r.closing && !guard.dying).ok_or(FaultError::NotMapped)?;
-            if guard.change(&region) != Change::No {
+            let waits = match guard.change(&region) {
+                Change::No => false,
+                // From inside a callback: what waits for the end of that callback must not be waited for.
+                Change::Awaited => self.platform.under_way(0) == 0,
+                Change::UnderWay => true,
+            };
+            if waits {
                 // What is allowed is decided when that is over.
                 if let Who::Host { may_wait: false } = touch.who {
                     return Ok(Touched::Pending);
@@ -145,6 +151,7 @@ impl<P: Platform> Core<P> {
     }
 
     pub(crate) fn mark_busy(&self, mut guard: Guard<'_, P>, region: &Region, page: VirtAddr, entry: Entry, evicting: bool) {
+        self.platform.under_way(1);
         guard.set_entry(region, page, Entry { busy: true, evicting, ..entry });
     }
 
@@ -259,6 +266,7 @@ impl<P: Platform> Core<P> {
             _ => {}
         }
         self.drop_old(&op, guard);
+        self.platform.under_way(-1);
         self.wake(op.space, &op.region, op.page, ended);
     }
 
@@ -280,6 +288,7 @@ impl<P: Platform> Core<P> {
         } else {
             drop(guard);
         }
+        self.platform.under_way(-1);
         self.wake(op.space, &op.region, op.page, ended);
     }
 

@@ -101,7 +101,7 @@ pub(crate) struct Table {
 pub(crate) enum Change {
     /// There is none.
     No,
-    /// Whoever comes for a page waits. What is under way goes on, and may evict other pages of the table for it.
+    /// Whoever comes for a page waits. What is under way goes on, and may evict other pages of the table for it, or fault on them in its callbacks.
     Awaited,
     /// Nothing is under way, and nothing begins until the host is done. It waits for nobody, so everybody may wait for it.
     UnderWay,

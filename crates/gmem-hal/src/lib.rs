@@ -12,9 +12,8 @@
 //! * The core calls every callback with **no lock of its own held**, except where a method says otherwise. The pages concerned are marked
 //!   busy instead, so no two callbacks ever run for the same page of one page table at the same time. (When a region is unmapped or a context is detached, a whole
 //!   range is released at once; nothing in it can be entered any more then.)
-//! * A callback may block for a bounded time; `gmem-conformance` allows six seconds. Whoever reports a fault may have to wait for the callbacks under way on every page that
-//!   was mapped in the same call, so no callback for a page may report a fault, nor wait for one that another thread of the driver reports: it would wait for itself.
-//!   ([`Upcalls::device_evict`] of another page waits for no callback, and [`Upcalls::device_lost`] for nobody.)
+//! * A callback may block for a bounded time; `gmem-conformance` allows six seconds. It must not call back into the core for a page it was called for, nor wait
+//!   for a fault that another thread of the driver reports: it would wait for itself.
 //! * A callback may be called from any thread of gmem and, with fault delivery [`Delivery::InThread`], from a signal handler: what lies on the
 //!   fault path (everything except `pmap_create`, `pmap_destroy`, `va_alloc_fixed`, `va_free` and the calls on whole regions) must be
 //!   async-signal-safe: no allocation, no lock that a program thread could hold, no access to managed memory.

@@ -60,6 +60,10 @@ pub trait Platform: Send + Sync + 'static {
     /// Free frames of `hnode` fell under the low watermark: have someone call the core's background eviction soon. Must not block, nor call the core.
     fn pressure(&self, hnode: HnodeId);
 
+    /// Counts the operations on pages that the calling thread has under way, by `change` more or fewer, and answers how many it has now. Async-signal-safe. It may count those
+    /// of several cores as one.
+    fn under_way(&self, change: i32) -> u32;
+
     /// The core is about to allocate `bytes` of metadata. A refusal makes the operation fail cleanly.
     fn charge(&self, bytes: usize) -> Result<(), OutOfMemory>;
 

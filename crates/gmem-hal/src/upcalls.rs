@@ -35,8 +35,7 @@ pub enum EvictOutcome {
 
 /// The core, as a host or a driver calls it. Drivers call from threads of their own, started in [`crate::Device::start`] or in a callback, where all signals are blocked: a signal
 /// handler of the program that touches unified memory must not interrupt the core. Only such threads have gmem's descriptors, too: from any other the host would answer
-/// [`HostError::ForeignThread`](crate::HostError::ForeignThread). All calls may block while pages move. No fault may be
-/// reported from inside a callback for a page, nor may such a callback wait for one.
+/// [`HostError::ForeignThread`](crate::HostError::ForeignThread). All calls may block while pages move, and none may be made from inside a callback for the same page.
 pub trait Upcalls: Send + Sync {
     /// The device could not translate `va` for `access` in `pmap` (`gm_dev_fault`). One fault brings the whole page, zeros if nobody wrote it. After `Ok` the access can be replayed; after
     /// `Err` it has not happened and never will: it ends with the error. `hint`: none, or mark hot.

@@ -2,8 +2,14 @@
 
 use crate::pressure::Pressure;
 use crate::{FutexEvent, FutexLock, LinuxHost};
+use core::cell::Cell;
 use core::sync::atomic::{AtomicUsize, Ordering::*};
 use gmem_hal::{HnodeId, OutOfMemory, Platform};
+
+thread_local! {
+    /// Operations of this thread, on pages of any core. A signal handler that faults leaves it as it was.
+    static UNDER_WAY: Cell<u32> = const { Cell::new(0) };
+}
 
 /// Linux as the core's platform.
 #[derive(Debug)]
@@ -54,6 +60,11 @@ impl Platform for LinuxPlatform {
 
     fn pressure(&self, hnode: HnodeId) {
         self.pressure.report(hnode.0.into());
+    }
+
+    fn under_way(&self, change: i32) -> u32 {
+        UNDER_WAY.set(UNDER_WAY.get().wrapping_add_signed(change));
+        UNDER_WAY.get()
     }
 
     fn charge(&self, bytes: usize) -> Result<(), OutOfMemory> {

@@ -213,7 +213,7 @@ impl LinuxSpace {
                 other => Err(error(other)),
             },
         );
-        if given.is_err() {
+        if given.is_err() && self.check_ours(range).is_ok() {
             // Nobody will say that the CPU has what was given so far. Pages that it had before may fault once more.
             let _ = self.private_cpu_unmap(range, attrs);
         }

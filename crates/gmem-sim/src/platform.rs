@@ -1,8 +1,9 @@
 //! What the core stands on, simulated.
 
 use crate::sim::{Sim, lock};
-use crate::{Callback, SimEvent, SimHost, SimLock};
+use crate::{Callback, SimEvent, SimHost, SimLock, current};
 use gmem_hal::{HnodeId, OutOfMemory, Platform};
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 
@@ -11,6 +12,8 @@ pub struct SimPlatform {
     sim: Arc<Sim>,
     host: SimHost,
     account: Arc<Account>,
+    /// Operations by thread of control.
+    under_way: Mutex<BTreeMap<u32, u32>>,
 }
 
 /// What the platform was told by the core. Outlives the platform, so that a test can see that everything was given back.
@@ -41,7 +44,7 @@ impl Account {
 impl SimPlatform {
     /// The platform of `sim`.
     pub fn new(sim: &Arc<Sim>) -> Self {
-        Self { sim: sim.clone(), host: SimHost::new(sim), account: Arc::default() }
+        Self { sim: sim.clone(), host: SimHost::new(sim), account: Arc::default(), under_way: Mutex::default() }
     }
 
     /// What the platform was told.
@@ -65,6 +68,13 @@ impl Platform for SimPlatform {
         if !pressure.contains(&hnode) {
             pressure.push(hnode);
         }
+    }
+
+    fn under_way(&self, change: i32) -> u32 {
+        let mut under_way = lock(&self.under_way);
+        let count = under_way.entry(current()).or_default();
+        *count = count.checked_add_signed(change).expect("an operation ends in the thread that began it");
+        *count
     }
 
     fn charge(&self, bytes: usize) -> Result<(), OutOfMemory> {

@@ -64,11 +64,7 @@ pub(super) fn find(args: &SimArgs, first: u64, faults: Faults) -> Result<(), Fai
     } else {
         output::line(&text(&all))?
     }
-    if missed.is_empty() {
-        Ok(())
-    } else {
-        Err(Failure::Printed(format!("not found: {missed}; give it more --steps")))
-    }
+    if missed.is_empty() { Ok(()) } else { Err(Failure::Printed(format!("not found: {missed}; give it more --steps"))) }
 }
 
 fn text(all: &Canaries) -> String {

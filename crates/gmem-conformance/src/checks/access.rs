@@ -245,18 +245,23 @@ fn contexts_of_one_device_are_apart(case: &Case<'_>) -> Outcome {
     }
     let two = contexts.pop().expect("two were made");
     let one = std::mem::replace(&mut world.unit.context, contexts.pop().expect("two were made"));
-    // The device in the first, in the second, and in the first again.
-    let (first, second) = (pattern(1, 4096), pattern(2, 4096));
+    // The device in the first, in the second, and in the first again; often, because what one of its cores remembers of a context may be asked of another.
+    const ROUNDS: u64 = 24;
     let va = place.get() + world.page() - 2048;
-    world.unit.write(va, &first)?;
-    let other = std::mem::replace(&mut world.unit.context, two);
-    let mut seen = vec![1; 4096];
-    world.unit.read(va, &mut seen)?;
-    same_bytes("what the device reads in an address space where nobody wrote", &seen, &vec![0; 4096])?;
-    world.unit.write(va, &second)?;
-    let two = std::mem::replace(&mut world.unit.context, other);
-    world.unit.read(va, &mut seen)?;
-    same_bytes("what it reads in the other", &seen, &first)?;
+    let (mut first, mut second) = (Vec::new(), vec![0; 4096]);
+    let (mut two, mut seen) = (two, vec![1; 4096]);
+    for round in 0..ROUNDS {
+        first = pattern(2 * round + 1, 4096);
+        world.unit.write(va, &first)?;
+        let other = std::mem::replace(&mut world.unit.context, two);
+        world.unit.read(va, &mut seen)?;
+        same_bytes("what the device reads in an address space after it wrote in another", &seen, &second)?;
+        second = pattern(2 * round + 2, 4096);
+        world.unit.write(va, &second)?;
+        two = std::mem::replace(&mut world.unit.context, other);
+        world.unit.read(va, &mut seen)?;
+        same_bytes("what it reads in the other", &seen, &first)?;
+    }
     two.detach()?;
     world.unit.write(va + 8, &first[8..16])?;
     world.unit.read(va, &mut seen)?;

@@ -25,6 +25,13 @@ pub(super) const CHECKS: &[Check] = &[
         run: device_that_does_not_start_is_gone,
     },
     Check {
+        name: "driver-is-started-once",
+        rule: "A driver that was started already answers that it was, and goes on.",
+        place: "gmem-hal `Device::start`",
+        applies: Applies::EVERYWHERE.once(),
+        run: driver_is_started_once,
+    },
+    Check {
         name: "device-lives-as-long-as-its-contexts",
         rule: "A device is stopped, once, when the last handle and the last context of it are gone.",
         place: "gmem `Device`",
@@ -102,6 +109,16 @@ fn device_that_does_not_start_is_gone(case: &Case<'_>) -> Outcome {
     unit.store(at(&region, 0), 1)?;
     ensure_eq!("the word", get(at(&region, 0)), 1);
     Ok(())
+}
+
+fn driver_is_started_once(case: &Case<'_>) -> Outcome {
+    let world = case.world(2)?;
+    let region = world.region(1)?;
+    world.unit.store(at(&region, 0), 1)?;
+    ensure_eq!("what a second start answers", world.unit.observed.start_again(), Some(Err(DeviceError::AlreadyStarted)));
+    world.unit.store(at(&region, 8), 2)?;
+    ensure_eq!("the words", [get(at(&region, 0)), get(at(&region, 8))], [1, 2]);
+    world.verify()
 }
 
 fn device_lives_as_long_as_its_contexts(case: &Case<'_>) -> Outcome {

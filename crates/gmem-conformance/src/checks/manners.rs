@@ -3,12 +3,14 @@
 use super::translation::page;
 use crate::check::{Applies, Check, Outcome, Stop};
 use crate::observe::Event;
-use crate::world::{Unit, World, at, get, set};
+use crate::world::{Unit, World, at, get, part, set};
 use crate::{Case, ensure, ensure_eq};
-use gmem::hal::{Access, Capabilities, FaultError};
+use gmem::hal::{Access, Capabilities, FaultError, VirtAddr};
 use gmem::{Mode, Prot};
 use std::cell::Cell;
+use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 pub(super) const CHECKS: &[Check] = &[
     Check {
@@ -24,6 +26,13 @@ pub(super) const CHECKS: &[Check] = &[
         place: "crates/gmem-hal/src/lib.rs \"Rules that hold for every callback\"",
         applies: Applies::OWN_TABLE.needs(Capabilities::REPLAYABLE).once(),
         run: callbacks_may_call_the_core,
+    },
+    Check {
+        name: "fault-in-a-callback-passes-a-protect",
+        rule: "A fault from inside a callback waits for nobody who waits for that callback, such as a protect of a page that was mapped with it.",
+        place: "docs/decisions/0011-what-pages-allow-changes-alone.md",
+        applies: Applies::OWN_TABLE.needs(Capabilities::REPLAYABLE).once(),
+        run: fault_in_a_callback_passes_a_protect,
     },
     Check {
         name: "callbacks-wait-for-nothing-of-their-own",
@@ -86,6 +95,46 @@ fn callbacks_may_call_the_core(case: &Case<'_>) -> Outcome {
     let expected = expected_calls(case, observed.has_frames());
     let missing: Vec<_> = expected.iter().filter(|name| !answers.iter().any(|(seen, _)| seen == *name)).collect();
     ensure!(missing.is_empty(), "the core was never called from inside {missing:?}, which were not made");
+    world.verify()
+}
+
+/// While the device's first callback for one page is under way, somebody else begins to change what a third page allows, and waits for that callback.
+fn fault_in_a_callback_passes_a_protect(case: &Case<'_>) -> Outcome {
+    let world = case.world(8)?;
+    let region = world.region(3)?;
+    world.unit.store(at(&region, world.page()), 1)?;
+    let (id, core) = world.unit.observed.upcalls().ok_or(Stop::Failed("the device was not started".into()))?;
+    let pmap = world.unit.context.pmap().ok_or(Stop::Failed("a context with a table of its own has none".into()))?;
+    let (pages, answers) = ([0, 1].map(|page| VirtAddr::new(at(&region, page * world.page()))), Answers::default());
+    let (begin, begun) = channel();
+    let seen = answers.clone();
+    world.unit.observed.on_call(move |event: &Event| {
+        if event.page.is_some_and(|(_, range)| range.contains(pages[0])) && begin.send(()).is_ok() {
+            // Whoever protects does not say when it waits.
+            std::thread::sleep(Duration::from_millis(50));
+            let answer = core.device_fault(id, pmap, pages[1], Access::Read, None);
+            seen.lock().expect("no hook panics").push((event.name, answer));
+        }
+    });
+    std::thread::scope(|threads| -> Outcome {
+        let (region, page) = (&region, world.page());
+        let protects = threads.spawn(move || -> Outcome {
+            let first = begun.recv();
+            // The hook asks once.
+            drop(begun);
+            first.map_err(|_| Stop::Failed("no callback for a page was made".to_owned()))?;
+            Ok(region.protect(part(region, 2 * page, page), Prot::READ)?)
+        });
+        world.unit.store(at(region, 0), 2)?;
+        world.unit.observed.on_call(|_| {});
+        protects.join().unwrap_or_else(|cause| std::panic::resume_unwind(cause))
+    })?;
+    let answers = answers.lock().expect("no hook panics");
+    ensure!(
+        !answers.is_empty() && answers.iter().all(|(_, answer)| answer.is_ok()),
+        "a fault from inside a callback, beside a protect: {answers:?}"
+    );
+    ensure_eq!("the words", [get(at(&region, 0)), get(at(&region, world.page()))], [2, 1]);
     world.verify()
 }
 

@@ -46,6 +46,13 @@ pub(super) const CHECKS: &[Check] = &[
         run: atomics_of_both_sides_add_up,
     },
     Check {
+        name: "additions-of-one-device-add-up",
+        rule: "No addition is lost when several launches of one device add to the same word at the same time.",
+        place: "gmem-conformance `Subject::add`",
+        applies: Applies::EVERYWHERE,
+        run: additions_of_one_device_add_up,
+    },
+    Check {
         name: "lowered-protection-takes-the-mapping-back",
         rule: "A device that is writing a page cannot write it any more once the protection was lowered to reading, and no write that was made before is lost.",
         place: "gmem-hal `Mmu::pmap_protect`",
@@ -254,6 +261,23 @@ fn atomics_of_both_sides_add_up(case: &Case<'_>) -> Outcome {
     let share = |all: u64, n: u64| all / 3 + u64::from(n < all % 3);
     let expected = [0, 1, 2].map(|n| share(rounds, n) << 32 | share(added, n));
     ensure_eq!("the sums", words.map(get), expected);
+    world.verify()
+}
+
+/// A device that does one launch at a time passes without having shown anything.
+fn additions_of_one_device_add_up(case: &Case<'_>) -> Outcome {
+    const THREADS: u64 = 4;
+    const ADDITIONS: u64 = 200;
+    let world = case.world(2)?;
+    let region = world.region(1)?;
+    let word = at(&region, 8);
+    world.unit.add(word, 1 << 32)?;
+    std::thread::scope(|threads| {
+        let adders: Vec<_> = (0..THREADS).map(|_| threads.spawn(|| (0..ADDITIONS).try_for_each(|_| world.unit.add(word, 1)))).collect();
+        let ended = adders.into_iter().map(|adder| adder.join().unwrap_or_else(|cause| std::panic::resume_unwind(cause)));
+        ended.fold(Ok(()), Result::and)
+    })?;
+    ensure_eq!("the sum", get(word), (1 << 32) + THREADS * ADDITIONS);
     world.verify()
 }
 

@@ -18,6 +18,12 @@ impl Observed {
         Ok(())
     }
 
+    /// Starts the driver once more, for another core as it seems to it. `None` before the device is started, or after it was stopped.
+    pub fn start_again(&self) -> Option<Result<(), DeviceError>> {
+        let (DeviceId(id), core) = self.upcalls()?;
+        Some(self.inner.start(DeviceId(id + 1), Arc::downgrade(&core)))
+    }
+
     /// Has the driver fence a context, which is asked of it once: who asks again, the core after [`Observed::stop_by_force`], has the first answer again.
     fn fence_once(&self, pmap: PmapId) -> Result<(), DeviceError> {
         if let Some(table) = self.shadow().tables.get_mut(&pmap) {

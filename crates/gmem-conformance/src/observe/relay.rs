@@ -41,12 +41,12 @@ impl Relay {
         lock(&self.observed).iter().find(|(id, _)| *id == device)?.1.upgrade()
     }
 
-    /// Whether the driver calls from inside a callback for a page, where it may have to wait for itself.
+    /// Whether the driver calls from inside a callback for this page, where it would wait for itself.
     fn waits_for_itself(&self, device: DeviceId, pmap: PmapId, va: VirtAddr, what: &str) -> bool {
         let Some(observed) = self.observed(device) else { return false };
         let mut shadow = observed.shadow();
-        let Some(name) = shadow.is_inside() else { return false };
-        shadow.breach(rules::SELF_WAIT, format_args!("{what} of {va} in {pmap} from inside {name}"));
+        let Some(name) = shadow.is_inside(pmap, va) else { return false };
+        shadow.breach(rules::SELF_WAIT, format_args!("{what} of {va} in {pmap} from inside {name} for it"));
         true
     }
 }

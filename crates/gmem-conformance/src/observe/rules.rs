@@ -104,7 +104,7 @@ rules! {
     /// Callbacks end.
     ANSWERS: Driver, "crates/gmem-hal/src/lib.rs \"Rules that hold for every callback\"", "a callback may block for a bounded time: six seconds in this kit";
     /// A callback does not wait for itself.
-    SELF_WAIT: Driver, "crates/gmem-hal/src/lib.rs \"Rules that hold for every callback\"", "a callback must not report a fault: it would wait for itself";
+    SELF_WAIT: Driver, "crates/gmem-hal/src/lib.rs \"Rules that hold for every callback\"", "a callback must not call back into the core for a page it was called for";
     /// Revokes do not fail for what is absent.
     ABSENT: Driver, "gmem-hal `Mmu::pmap_release`", "absent pages are no error";
 }

@@ -320,10 +320,11 @@ impl Shadow {
         self.answered_dead.insert(pmap);
     }
 
-    /// The callback for a page that this thread has not returned from.
-    pub(super) fn is_inside(&self) -> Option<&'static str> {
+    /// Whether a callback of this thread that has not returned is for the page at `va`.
+    pub(super) fn is_inside(&self, pmap: PmapId, va: VirtAddr) -> Option<&'static str> {
         let me = std::thread::current().id();
-        self.calls.iter().find(|call| call.thread == me && call.page.is_some()).map(|call| call.name)
+        let mut mine = self.calls.iter().filter(|call| call.thread == me);
+        mine.find(|call| call.page.is_some_and(|(p, range, _)| p == pmap && range.contains(va))).map(|call| call.name)
     }
 
     /// The pages in `range` of a table.
