@@ -170,7 +170,7 @@ impl LinuxSpace {
     pub(crate) fn map_user_file(&self, range: VirtRange, prot: Prot) -> Result<(), Errno> {
         let memfd = self.memfd.lock();
         let fd = memfd.as_ref().expect("the space was destroyed");
-        self.user().map_file(range, fd, self.offset(range.start()), prot)?;
+        self.user().map_file(range, fd.here()?, self.offset(range.start()), prot)?;
         // The mapping just made cannot need a split, so this needs no memory that could be refused. In a child the memory would not be a copy, and
         // its faults would go to nobody.
         self.user().advise(range, Advice::DontFork)

@@ -2,6 +2,7 @@
 
 use crate::Threads;
 use core::mem::ManuallyDrop;
+use rustix::io::Errno;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
@@ -21,9 +22,15 @@ impl GmemFd {
     }
 }
 
+impl GmemFd {
+    /// The descriptor; `EBADF` in a thread that has another table, where the same number is nothing, or something else.
+    pub(crate) fn here(&self) -> Result<BorrowedFd<'_>, Errno> {
+        if self.threads.lend_descriptors() { Ok(self.fd.as_fd()) } else { Err(Errno::BADF) }
+    }
+}
+
 impl AsFd for GmemFd {
-    /// The descriptor, meaningful in gmem's own threads, and in threads that those started, which inherit the table. Nothing checks it: the calls
-    /// that end here are documented to be made there, and in the program's threads they would meet a wrong descriptor, which refuses them.
+    /// The descriptor, for gmem's own threads. Nothing checks that it is one: what others may call takes [`GmemFd::here`].
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
     }
@@ -34,5 +41,25 @@ impl Drop for GmemFd {
         // SAFETY: this is drop, so nobody uses `fd` after it was taken.
         let fd = unsafe { ManuallyDrop::take(&mut self.fd) };
         self.threads.run(move || drop(fd));
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_descriptor_is_there_for_threads_that_have_the_table_and_for_no_others() {
+        let threads = Arc::new(Threads::start().expect("threads"));
+        let fd = threads.run(|| {
+            let file = rustix::fs::memfd_create("gmem-test", rustix::fs::MemfdFlags::CLOEXEC).expect("a memfd");
+            Arc::new(GmemFd::new(file, &threads))
+        });
+        // The same number in the program's table is nothing, or a file of the program's.
+        assert_eq!(fd.here().err(), Some(Errno::BADF));
+        assert!(threads.run(|| fd.here().is_ok()), "one of the threads");
+        let for_child = fd.clone();
+        let child = threads.run(|| std::thread::spawn(move || (for_child.here().is_ok(), for_child.here().is_ok())));
+        assert_eq!(child.join().expect("it ends"), (true, true), "a thread that one of them started");
     }
 }

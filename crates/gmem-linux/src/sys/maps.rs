@@ -63,11 +63,12 @@ impl Maps {
 
     /// The mapping that holds `va`, or else the next above it. An error says that there is no answer: this is no thread of gmem's.
     fn at_or_above(&self, va: VirtAddr) -> Result<Option<Mapped>, Errno> {
+        let fd = self.0.here()?.as_raw_fd();
         // SAFETY: plain numbers, of which all zeros are valid.
         let mut query: raw::procmap_query = unsafe { core::mem::zeroed() };
         (query.size, query.query_flags, query.query_addr) = (size_of::<raw::procmap_query>() as u64, COVERING_OR_NEXT, va.get());
         // SAFETY: the kernel reads and writes one procmap_query, whose two buffers have the length zero.
-        let err = unsafe { libc::ioctl(self.0.as_fd().as_raw_fd(), QUERY, &raw mut query) };
+        let err = unsafe { libc::ioctl(fd, QUERY, &raw mut query) };
         if err != 0 {
             return match errno() {
                 Errno::NOENT => Ok(None),

@@ -20,6 +20,15 @@ pub(crate) fn block_all_signals() -> Result<(), Errno> {
     if err == 0 { Ok(()) } else { Err(Errno::from_raw_os_error(err)) }
 }
 
+/// Whether the calling thread has the descriptor table of another of this process. `None` if the kernel does not say.
+pub(crate) fn shares_descriptors_with(thread: i32) -> Option<bool> {
+    const KCMP_FILES: libc::c_int = 2;
+    let me = rustix::thread::gettid().as_raw_nonzero().get();
+    // SAFETY: compares two threads by their numbers and touches no memory.
+    let order = unsafe { libc::syscall(libc::SYS_kcmp, me, thread, KCMP_FILES, 0usize, 0usize) };
+    if order < 0 { None } else { Some(order == 0) }
+}
+
 /// Gives the calling thread a descriptor table of its own that holds standard error, and `/dev/null` for standard input and output. The program's
 /// other descriptors are not copied: a copy would keep its pipes, sockets and files open after it closed them.
 pub(crate) fn leave_descriptor_table() -> Result<(), Errno> {

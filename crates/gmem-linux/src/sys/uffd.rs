@@ -113,9 +113,10 @@ impl Uffd {
     }
 
     fn call<T>(&self, op: libc::Ioctl, arg: &mut T) -> Result<(), Errno> {
+        let fd = self.fd.here()?.as_raw_fd();
         // SAFETY: every caller in this module pairs `op` with the structure it was computed from, so the kernel reads and writes one `T`. What
         // the operation does to memory was checked by the caller to lie inside areas that gmem owns.
-        let err = unsafe { libc::ioctl(self.fd.as_fd().as_raw_fd(), op, &raw mut *arg) };
+        let err = unsafe { libc::ioctl(fd, op, &raw mut *arg) };
         if err < 0 { Err(errno()) } else { Ok(()) }
     }
 

@@ -11,9 +11,10 @@ mod root;
 mod slot;
 
 use crate::host::cause;
+use crate::sys;
 use core::cell::Cell;
 use core::fmt;
-use core::sync::atomic::{AtomicUsize, Ordering::*};
+use core::sync::atomic::{AtomicI32, AtomicUsize, Ordering::*};
 use slot::{Job, Slot};
 use std::collections::VecDeque;
 use std::io;
@@ -30,6 +31,8 @@ const LINGER: Duration = Duration::from_secs(5);
 thread_local! {
     /// Which [`Threads`] this thread belongs to; 0: none.
     static OWNER: Cell<usize> = const { Cell::new(0) };
+    /// Which [`Threads`] this thread, which is none of theirs, was seen to have the descriptors of; 0: none.
+    static KNOWN: Cell<usize> = const { Cell::new(0) };
 }
 
 /// gmem's own threads could not be started.
@@ -85,6 +88,8 @@ pub struct Threads {
 
 struct Shared {
     id: usize,
+    /// The root thread's number, by which its descriptor table is asked for.
+    root_thread: AtomicI32,
     state: Mutex<State>,
     work: Condvar,
     root: Mutex<Sender<Request>>,
@@ -115,8 +120,13 @@ impl Threads {
         static NEXT: AtomicUsize = AtomicUsize::new(1);
         let (requests, inbox) = mpsc::channel();
         let state = State { queue: VecDeque::new(), idle: 0, stopping: false };
-        let shared =
-            Arc::new(Shared { id: NEXT.fetch_add(1, Relaxed), state: Mutex::new(state), work: Condvar::new(), root: Mutex::new(requests) });
+        let shared = Arc::new(Shared {
+            id: NEXT.fetch_add(1, Relaxed),
+            root_thread: AtomicI32::new(0),
+            state: Mutex::new(state),
+            work: Condvar::new(),
+            root: Mutex::new(requests),
+        });
         let (ready, answer) = mpsc::channel();
         let for_root = shared.clone();
         let root = thread::Builder::new()
@@ -135,6 +145,19 @@ impl Threads {
     /// Whether the calling thread is one of these.
     pub fn is_current(&self) -> bool {
         OWNER.get() == self.shared.id
+    }
+
+    /// Whether the descriptors of these threads are the calling thread's too: it is one of them, or was started by one. Async-signal-safe.
+    pub(crate) fn lend_descriptors(&self) -> bool {
+        if self.is_current() || KNOWN.get() == self.shared.id {
+            return true;
+        }
+        // A kernel that cannot be asked has the calls meet what is there.
+        let shared = sys::process::shares_descriptors_with(self.shared.root_thread.load(Relaxed)).unwrap_or(true);
+        if shared {
+            KNOWN.set(self.shared.id);
+        }
+        shared
     }
 
     /// Whether this process is a child of the one that started the threads. Locks nothing.

@@ -5,12 +5,14 @@ use crate::report;
 use crate::sys;
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, Sender};
 use std::thread::{self, JoinHandle};
 
 /// The life of the root thread. Says on `ready` whether it got what it needs.
 pub(super) fn main(shared: &Arc<Shared>, inbox: &Receiver<Request>, ready: &Sender<Result<(), StartError>>) {
     OWNER.set(shared.id);
+    shared.root_thread.store(rustix::thread::gettid().as_raw_nonzero().get(), Ordering::Relaxed);
     let first = prepare().and_then(|()| {
         let shared = shared.clone();
         spawn(shared.id, "gmem-worker".into(), move || worker(&shared)).map_err(|e| StartError::Spawn(e.raw_os_error().unwrap_or(0)))
