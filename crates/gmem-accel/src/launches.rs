@@ -5,7 +5,7 @@ use crate::context::Context;
 use crate::kernel::MAX_ARGS;
 use crate::message;
 use crate::shm::{LAUNCHES, launch};
-use crate::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use crate::sync::atomic::{AtomicU32, Ordering};
 use crate::wait::{Bell, Deadline, Lock, Patience};
 use gmem_hal::{Crash, DeviceError, FaultError, LaunchError, VirtAddr};
 use std::time::Duration;
@@ -19,19 +19,19 @@ pub(crate) struct Launches {
     lock: Lock,
     /// Launches started, wrapping. Written under L.
     head: AtomicU32,
-    /// Records whose launch was started and not yet waited for. Set under L.
-    used: [AtomicBool; LAUNCHES],
+    /// Of each record, the number of the launch that was started in it and not yet waited for; 0 if it is free. Set under L.
+    used: [AtomicU32; LAUNCHES],
 }
 
 impl Default for Launches {
     fn default() -> Self {
-        Self { lock: Lock::default(), head: AtomicU32::default(), used: std::array::from_fn(|_| AtomicBool::default()) }
+        Self { lock: Lock::default(), head: AtomicU32::default(), used: std::array::from_fn(|_| AtomicU32::default()) }
     }
 }
 
 impl Launches {
     /// Starts kernel number `kernel`. Returns the launch's number. Up to 256 launches can be started and not waited for; then
-    /// the device has no room.
+    /// the device has no room. One that is waited for late keeps nothing but its own record.
     pub(crate) fn start(&self, context: &Context, kernel: usize, args: &[u64], replay: bool) -> Result<u32, LaunchError> {
         if args.len() > MAX_ARGS {
             return Err(LaunchError::TooManyArgs { given: args.len(), most: MAX_ARGS });
@@ -46,42 +46,57 @@ impl Launches {
         if context.failed.load(Ordering::SeqCst) {
             return Err(LaunchError::Device(DeviceError::NoAnswer));
         }
-        let index = self.head.load(Ordering::Relaxed);
-        if self.used[index as usize % LAUNCHES].swap(true, Ordering::AcqRel) {
-            return Err(LaunchError::Device(DeviceError::NoMemory));
-        }
-        let slot = context.shm.launch(index);
+        let turn = self.head.load(Ordering::Relaxed);
+        let free = |record: &u32| self.used[*record as usize].load(Ordering::Acquire) == 0;
+        // The next in turn, which is the one that was used longest ago unless somebody is late.
+        let mut records = (0..LAUNCHES as u32).map(|i| turn.wrapping_add(i) % LAUNCHES as u32);
+        let record = records.find(free).ok_or(LaunchError::Device(DeviceError::NoMemory))?;
+        let number = number(turn, record);
+        self.used[record as usize].store(number, Ordering::Relaxed);
+        let slot = context.shm.launch(record);
         slot.status.store(launch::RUNNING, Ordering::Relaxed);
+        slot.over.store(0, Ordering::Relaxed);
         slot.kernel.store(kernel as u32, Ordering::Relaxed);
         slot.nargs.store(args.len() as u32, Ordering::Relaxed);
         slot.replay.store(replay.into(), Ordering::Relaxed);
         for (i, arg) in copy.into_iter().enumerate() {
-            context.shm.launch_arg(index, i).store(arg, Ordering::Relaxed);
+            context.shm.launch_arg(record, i).store(arg, Ordering::Relaxed);
         }
-        self.head.store(index.wrapping_add(1), Ordering::SeqCst);
-        context.shm.launch_head().store(index.wrapping_add(1), Ordering::SeqCst);
+        // What was there is of a launch that is over: were it not, every record would be in use.
+        context.shm.launch_record(turn).store(record, Ordering::Relaxed);
+        self.head.store(turn.wrapping_add(1), Ordering::Relaxed);
+        context.shm.launch_head().store(turn.wrapping_add(1), Ordering::SeqCst);
         Bell(context.shm.launch_bell()).ring();
-        Ok(index)
+        Ok(number)
     }
 
-    /// Waits for launch `index` to end, and forgets it.
-    pub(crate) fn wait(&self, context: &Context, index: u32) -> Result<(), LaunchError> {
-        let started = self.head.load(Ordering::SeqCst).wrapping_sub(index);
-        let used = &self.used[index as usize % LAUNCHES];
-        if started == 0 || started > LAUNCHES as u32 || !used.load(Ordering::Acquire) {
+    /// Waits for the launch of this number to end, and forgets it.
+    pub(crate) fn wait(&self, context: &Context, number: u32) -> Result<(), LaunchError> {
+        let record = number % LAUNCHES as u32;
+        let used = &self.used[record as usize];
+        let is_ours = || used.load(Ordering::Acquire) == number;
+        if number == 0 || !is_ours() {
             return Err(LaunchError::BadRequest);
         }
-        let ended = || context.shm.launch_done().load(Ordering::SeqCst).wrapping_sub(index) as i32 > 0;
-        Bell(context.shm.done_bell()).wait(&mut Patience::new(PATIENCE), Deadline::Naps, || ended() || context.is_dead());
-        let result = if ended() { outcome(context, index) } else { Err(last_words(context, index)) };
-        used.store(false, Ordering::Release);
-        result
+        let over = context.shm.launch(record).over;
+        let ended = || over.load(Ordering::SeqCst) != 0;
+        Bell(context.shm.done_bell()).wait(&mut Patience::new(PATIENCE), Deadline::Naps, || ended() || context.is_dead() || !is_ours());
+        let result = if ended() { outcome(context, record) } else { Err(last_words(context, record)) };
+        // If somebody else has waited for it meanwhile, the record may tell of another launch by now.
+        let forgotten = used.compare_exchange(number, 0, Ordering::AcqRel, Ordering::Relaxed);
+        if forgotten.is_ok() { result } else { Err(LaunchError::BadRequest) }
     }
 }
 
+/// The number of the launch that runs at this turn and has this record: never 0, and not used again for millions of launches.
+fn number(turn: u32, record: u32) -> u32 {
+    const TURNS: u32 = u32::MAX / LAUNCHES as u32;
+    (turn % TURNS + 1) * LAUNCHES as u32 + record
+}
+
 /// What the device says of a launch that ended; copied, then checked.
-fn outcome(context: &Context, index: u32) -> Result<(), LaunchError> {
-    let slot = context.shm.launch(index);
+fn outcome(context: &Context, record: u32) -> Result<(), LaunchError> {
+    let slot = context.shm.launch(record);
     let status = slot.status.load(Ordering::Acquire);
     let (code, va) = (slot.code.load(Ordering::Relaxed), slot.va.load(Ordering::Relaxed));
     let nonsense = DeviceError::BadRequest;
@@ -91,15 +106,15 @@ fn outcome(context: &Context, index: u32) -> Result<(), LaunchError> {
             let error = codec::decode(code).unwrap_or(FaultError::Device(nonsense));
             Err(LaunchError::Fault { va: VirtAddr::new(va), error })
         }
-        launch::PANICKED => Err(LaunchError::Panicked(message::read(&context.shm, index, code))),
+        launch::PANICKED => Err(LaunchError::Panicked(message::read(&context.shm, record, code))),
         launch::CRASHED => Err(codec::decode_crash(code, va).map_or(LaunchError::Device(nonsense), LaunchError::Crashed)),
         _ => Err(LaunchError::Device(nonsense)),
     }
 }
 
 /// Why a launch did not end before its device did: a kernel that aborts has said so.
-fn last_words(context: &Context, index: u32) -> LaunchError {
-    match outcome(context, index) {
+fn last_words(context: &Context, record: u32) -> LaunchError {
+    match outcome(context, record) {
         Err(LaunchError::Crashed(Crash::Abort)) => LaunchError::Crashed(Crash::Abort),
         _ => LaunchError::Device(DeviceError::Dead),
     }

@@ -22,21 +22,21 @@ pub(crate) fn of(panic: Box<dyn Any + Send>) -> String {
     }
 }
 
-/// Writes the beginning of `text` into the record of launch `index`, whole characters only. Returns its length in bytes.
-pub(crate) fn write(shm: &Shared, index: u32, text: &str) -> u64 {
+/// Writes the beginning of `text` into the record of a launch, whole characters only. Returns its length in bytes.
+pub(crate) fn write(shm: &Shared, record: u32, text: &str) -> u64 {
     let bytes = &text.as_bytes()[..text.floor_char_boundary(MESSAGE)];
     for (i, chunk) in bytes.chunks(8).enumerate() {
         let mut word = [0; 8];
         word[..chunk.len()].copy_from_slice(chunk);
-        shm.launch_message(index, i).store(u64::from_ne_bytes(word), Ordering::Relaxed);
+        shm.launch_message(record, i).store(u64::from_ne_bytes(word), Ordering::Relaxed);
     }
     bytes.len() as u64
 }
 
-/// Reads what the device wrote for launch `index`, `len` bytes as it says.
-pub(crate) fn read(shm: &Shared, index: u32, len: u64) -> String {
+/// Reads what the device wrote into the record of a launch, `len` bytes as it says.
+pub(crate) fn read(shm: &Shared, record: u32, len: u64) -> String {
     let len = usize::try_from(len).map_or(MESSAGE, |len| len.min(MESSAGE));
-    let bytes: Vec<u8> = (0..len.div_ceil(8)).flat_map(|i| shm.launch_message(index, i).load(Ordering::Relaxed).to_ne_bytes()).collect();
+    let bytes: Vec<u8> = (0..len.div_ceil(8)).flat_map(|i| shm.launch_message(record, i).load(Ordering::Relaxed).to_ne_bytes()).collect();
     clean(&String::from_utf8_lossy(&bytes[..len]))
 }
 

@@ -19,12 +19,12 @@ use rustix::mm::{MapFlags, ProtFlags};
 pub(crate) const MAX_CORES: usize = if cfg!(loom) { 2 } else { 64 };
 /// Commands that can be under way at once; a power of two. A model's ring is so small that it is full at once.
 pub(crate) const RING: usize = if cfg!(loom) { 2 } else { 512 };
-/// Launches that can be started and not yet waited for, per context; a power of two.
+/// Launches that can be started and not yet waited for, per context: as many have a record. A power of two.
 pub(crate) const LAUNCHES: usize = if cfg!(loom) { 2 } else { 256 };
 /// The most bytes of a panic's message that reach the host; a multiple of 8.
 pub(crate) const MESSAGE: usize = if cfg!(loom) { 16 } else { 512 };
 /// The first word of the shared memory, "gmemacc" and a version.
-pub(crate) const MAGIC: u64 = 0x676d_656d_6163_6302;
+pub(crate) const MAGIC: u64 = 0x676d_656d_6163_6303;
 
 /// One command to the device's MMU or peer operating system. Plain numbers; never dereferenced as a whole.
 #[repr(C)]
@@ -59,6 +59,8 @@ struct LaunchLayout {
     kernel: Word,
     nargs: Word,
     replay: Word,
+    over: Word,
+    _pad: u32,
     va: Long,
     code: Long,
     args: [Long; crate::kernel::MAX_ARGS],
@@ -83,10 +85,10 @@ struct Layout {
     launch_head: Word,
     launch_bell: Word,
     _pad2: [u32; 12],
-    launch_done: Word,
     done_bell: Word,
-    _pad3: [u32; 14],
+    _pad3: [u32; 15],
     faults: [FaultLayout; MAX_CORES],
+    launch_order: [Word; LAUNCHES],
     launches: [LaunchLayout; LAUNCHES],
     commands: [CommandLayout; RING],
 }
@@ -200,6 +202,8 @@ pub(crate) struct LaunchSlot<'a> {
     pub(crate) kernel: &'a AtomicU32,
     pub(crate) nargs: &'a AtomicU32,
     pub(crate) replay: &'a AtomicU32,
+    /// Every worker has done its part: nonzero. The device touches nothing of the record after that.
+    pub(crate) over: &'a AtomicU32,
     pub(crate) va: &'a AtomicU64,
     pub(crate) code: &'a AtomicU64,
 }
@@ -263,25 +267,32 @@ impl Shared {
         }
     }
 
-    pub(crate) fn launch(&self, index: u32) -> LaunchSlot<'_> {
-        let i = index as usize % LAUNCHES;
+    /// The record of a launch.
+    pub(crate) fn launch(&self, record: u32) -> LaunchSlot<'_> {
+        let i = record as usize % LAUNCHES;
         LaunchSlot {
             status: word!(self.launches[i].status),
             kernel: word!(self.launches[i].kernel),
             nargs: word!(self.launches[i].nargs),
             replay: word!(self.launches[i].replay),
+            over: word!(self.launches[i].over),
             va: long!(self.launches[i].va),
             code: long!(self.launches[i].code),
         }
     }
 
-    pub(crate) fn launch_arg(&self, index: u32, arg: usize) -> &AtomicU64 {
-        long!(self.launches[index as usize % LAUNCHES].args[arg])
+    /// The record of the launch that is the `turn`th to run, wrapping: records are used again in the order in which their launches were waited for, which is any.
+    pub(crate) fn launch_record(&self, turn: u32) -> &AtomicU32 {
+        word!(self.launch_order[turn as usize % LAUNCHES])
+    }
+
+    pub(crate) fn launch_arg(&self, record: u32, arg: usize) -> &AtomicU64 {
+        long!(self.launches[record as usize % LAUNCHES].args[arg])
     }
 
     /// Eight bytes of what the kernel of a launch said when it panicked.
-    pub(crate) fn launch_message(&self, index: u32, word: usize) -> &AtomicU64 {
-        long!(self.launches[index as usize % LAUNCHES].message[word])
+    pub(crate) fn launch_message(&self, record: u32, word: usize) -> &AtomicU64 {
+        long!(self.launches[record as usize % LAUNCHES].message[word])
     }
 }
 
@@ -312,8 +323,6 @@ words! {
     /// Launches posted, wrapping.
     launch_head
     launch_bell
-    /// Launches ended, wrapping.
-    launch_done
     done_bell
 }
 

@@ -14,6 +14,8 @@
 //!   range is released at once; nothing in it can be entered any more then.)
 //! * A callback may block for a bounded time; `gmem-conformance` allows six seconds. It must not call back into the core for a page it was called for, nor wait
 //!   for a fault that another thread of the driver reports: it would wait for itself.
+//! * A callback may itself fault on another page, or report a fault there. Such a fault waits for nobody who waits for the callback, such as a protect of what was
+//!   mapped with both.
 //! * A callback may be called from any thread of gmem and, with fault delivery [`Delivery::InThread`], from a signal handler: what lies on the
 //!   fault path (everything except `pmap_create`, `pmap_destroy`, `va_alloc_fixed`, `va_free` and the calls on whole regions) must be
 //!   async-signal-safe: no allocation, no lock that a program thread could hold, no access to managed memory.

@@ -35,10 +35,10 @@ impl Crew {
         Bell(shm.launch_bell()).wait(patience, Deadline::Never, || shm.launch_head().load(Ordering::Acquire) != next);
     }
 
-    /// Records how launch `index` failed, unless another worker did already: `detail` gives the code and the address. Async-signal-safe if that is.
-    pub(crate) fn fail(&self, shm: &Shared, index: u32, status: u32, detail: impl FnOnce() -> (u64, u64)) {
+    /// Records how the launch at this turn failed, unless another worker did already: `detail` gives the code and the address. Async-signal-safe if that is.
+    pub(crate) fn fail(&self, shm: &Shared, turn: u32, status: u32, detail: impl FnOnce() -> (u64, u64)) {
         if self.failed.swap(status, Ordering::AcqRel) == 0 {
-            let slot = shm.launch(index);
+            let slot = shm.launch(record(shm, turn));
             let (code, va) = detail();
             slot.va.store(va, Ordering::Relaxed);
             slot.code.store(code, Ordering::Relaxed);
@@ -46,18 +46,26 @@ impl Crew {
         }
     }
 
-    /// A worker's part of launch `index` is over; the last one ends the launch. Async-signal-safe.
-    pub(crate) fn arrive(&self, shm: &Shared, index: u32) {
+    /// A worker's part of the launch at this turn is over; the last one ends the launch. Async-signal-safe.
+    pub(crate) fn arrive(&self, shm: &Shared, turn: u32) {
         if self.remaining.fetch_sub(1, Ordering::AcqRel) != 1 {
             return;
         }
+        let slot = shm.launch(record(shm, turn));
         if self.failed.swap(0, Ordering::AcqRel) == 0 {
-            shm.launch(index).status.store(launch::OK, Ordering::Relaxed);
+            slot.status.store(launch::OK, Ordering::Relaxed);
         }
         self.remaining.store(self.workers, Ordering::Relaxed);
-        shm.launch_done().store(index.wrapping_add(1), Ordering::SeqCst);
-        self.completed.store(index.wrapping_add(1), Ordering::SeqCst);
+        // Before the next launch begins. Its record is the host's from here on.
+        slot.over.store(1, Ordering::SeqCst);
+        self.completed.store(turn.wrapping_add(1), Ordering::SeqCst);
         Bell(shm.done_bell()).ring();
         Bell(&self.completed_bell).ring();
     }
+}
+
+/// The record of the launch at this turn, which has begun and is not over. Async-signal-safe.
+pub(crate) fn record(shm: &Shared, turn: u32) -> u32 {
+    // The host wrote it before it counted the launch, which was seen.
+    shm.launch_record(turn).load(Ordering::Relaxed)
 }

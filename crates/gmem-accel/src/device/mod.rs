@@ -27,7 +27,7 @@ pub(crate) use ring::{op, reply};
 #[cfg(all(test, loom))]
 pub(crate) use {
     ask::ask,
-    crew::Crew,
+    crew::{Crew, record},
     ring::{drain_by, pending},
 };
 

@@ -5,6 +5,7 @@
 //! starts another worker in its place, and the launch ends with the error. The context stays usable.
 
 use super::Device;
+use super::crew::record;
 use crate::kernel::{Grid, KERNELS, MAX_ARGS};
 use crate::shm::{MAX_CORES, launch};
 use crate::wait::{Bell, Patience};
@@ -62,8 +63,8 @@ pub(super) fn set_patience(device: &Device, me: usize, patience: &Patience) {
 
 /// Whether faults of the launch that `me` runs go to the host.
 pub(super) fn may_replay(device: &Device, me: usize) -> bool {
-    let index = device.workers[me].launch.load(Ordering::Relaxed);
-    device.shm.launch(index).replay.load(Ordering::Relaxed) != 0
+    let record = record(&device.shm, device.workers[me].launch.load(Ordering::Relaxed));
+    device.shm.launch(record).replay.load(Ordering::Relaxed) != 0
 }
 
 /// Whether `address` lies in the guard below the stack of worker `me`: code touches its stack page by page, so it gets no further.
@@ -158,18 +159,19 @@ extern "C" fn main(me: *mut c_void) -> *mut c_void {
         device.workers[me].launch.store(next, Ordering::Relaxed);
         if let Err(panic) = run_part(device, me, next) {
             let said = message::of(panic);
-            device.crew.fail(&device.shm, next, launch::PANICKED, || (message::write(&device.shm, next, &said), 0));
+            device.crew.fail(&device.shm, next, launch::PANICKED, || (message::write(&device.shm, record(&device.shm, next), &said), 0));
         }
         device.crew.arrive(&device.shm, next);
         next = next.wrapping_add(1);
     }
 }
 
-/// Runs the kernel of launch `index` as worker `me`. What it panicked with is the error.
-fn run_part(device: &Device, me: usize, index: u32) -> std::thread::Result<()> {
-    let slot = device.shm.launch(index);
+/// Runs the kernel of the launch at this turn as worker `me`. What it panicked with is the error.
+fn run_part(device: &Device, me: usize, turn: u32) -> std::thread::Result<()> {
+    let record = record(&device.shm, turn);
+    let slot = device.shm.launch(record);
     let nargs = (slot.nargs.load(Ordering::Relaxed) as usize).min(MAX_ARGS);
-    let args: [u64; MAX_ARGS] = std::array::from_fn(|i| device.shm.launch_arg(index, i).load(Ordering::Relaxed));
+    let args: [u64; MAX_ARGS] = std::array::from_fn(|i| device.shm.launch_arg(record, i).load(Ordering::Relaxed));
     let Some(kernel) = KERNELS.get(slot.kernel.load(Ordering::Relaxed) as usize) else { return Err(Box::new("no such kernel")) };
     let grid = Grid { worker: me, workers: device.config.workers as usize };
     // SAFETY: whoever launched the kernel passed the arguments it was written for; that is the contract of `Kernel::run`.
@@ -178,8 +180,8 @@ fn run_part(device: &Device, me: usize, index: u32) -> std::thread::Result<()> {
 
 /// Worker `me` is about to end the whole process, by its kernel's wish: leaves word of it. Async-signal-safe.
 pub(super) fn last_words(device: &Device, me: usize, crash: Crash) {
-    let index = device.workers[me].launch.load(Ordering::Relaxed);
-    device.crew.fail(&device.shm, index, launch::CRASHED, || codec::encode_crash(crash));
+    let turn = device.workers[me].launch.load(Ordering::Relaxed);
+    device.crew.fail(&device.shm, turn, launch::CRASHED, || codec::encode_crash(crash));
 }
 
 /// Ends worker `me` inside its signal handler: its kernel crashed. Async-signal-safe.
@@ -191,12 +193,12 @@ pub(super) fn crash(device: &Device, me: usize, crash: Crash) -> ! {
 /// Ends worker `me` inside its signal handler: its launch failed. Async-signal-safe.
 pub(super) fn end(device: &Device, me: usize, status: u32, va: u64, code: u64) -> ! {
     let worker = &device.workers[me];
-    let index = worker.launch.load(Ordering::Relaxed);
-    device.crew.fail(&device.shm, index, status, || (code, va));
+    let turn = worker.launch.load(Ordering::Relaxed);
+    device.crew.fail(&device.shm, turn, status, || (code, va));
     // First the replacement, then the end of the launch: whoever waits for the launch may look for the new worker at once.
     worker.ended.store(1, Ordering::SeqCst);
     Bell(device.shm.command_bell()).ring();
-    device.crew.arrive(&device.shm, index);
+    device.crew.arrive(&device.shm, turn);
     loop {
         // SAFETY: `exit` ends this thread only. Its stack is freed by the command thread after a join, which waits for the kernel to clear
         // the thread's id at the very end; nothing borrows from that stack, by the contract of `Kernel::run`.

@@ -35,6 +35,8 @@ pub(super) struct Scene {
     /// The request waits for what may never come.
     pub(super) waits_for_ever: Cell<bool>,
     steps: RefCell<VecDeque<Step>>,
+    /// Launches that the device has ended, wrapping.
+    launches: Cell<u32>,
     /// The device does nothing by itself.
     silent: Cell<bool>,
     /// It did nothing yet but what it was asked for.
@@ -72,6 +74,7 @@ impl Scene {
             looks: Cell::new(0),
             waits_for_ever: Cell::new(false),
             steps: RefCell::default(),
+            launches: Cell::default(),
             silent: Cell::new(false),
             honest: Cell::new(true),
             evicting: Cell::new(false),
@@ -137,12 +140,14 @@ impl Scene {
         if used as usize <= crate::shm::RING {
             self.board.drain();
         }
-        let (head, mut done) = (shm.launch_head().load(Ordering::SeqCst), shm.launch_done().load(Ordering::SeqCst));
+        let (head, mut done) = (shm.launch_head().load(Ordering::SeqCst), self.launches.get());
         while done != head && head.wrapping_sub(done) as usize <= crate::shm::LAUNCHES {
-            shm.launch(done).status.store(launch::OK, Ordering::SeqCst);
+            let slot = shm.launch(shm.launch_record(done).load(Ordering::SeqCst));
+            slot.status.store(launch::OK, Ordering::SeqCst);
+            slot.over.store(1, Ordering::SeqCst);
             done = done.wrapping_add(1);
-            shm.launch_done().store(done, Ordering::SeqCst);
         }
+        self.launches.set(done);
     }
 
     /// Unmaps a page that is mapped, as the core does: its bytes go home.

@@ -24,8 +24,8 @@ pub(super) enum Step {
     FaultAnswer { worker: u8, answer: u64 },
     /// It says something of a launch, counted back from the last.
     Launch { back: u8, status: u32, va: u64, code: u64 },
-    /// It says that so many launches more, or fewer, have ended.
-    LaunchDone(u32),
+    /// It says that a launch, counted back from the last, is over, or that it is not after all.
+    LaunchOver(u32),
     /// It writes one of its other words.
     Word { which: u8, value: u32 },
     /// It writes a bell.
@@ -48,7 +48,7 @@ impl Step {
             7 => Self::Fault { worker: bytes.byte(), state: bytes.number() as u32, access: bytes.number() as u32, va: bytes.number() },
             8 => Self::FaultAnswer { worker: bytes.byte(), answer: bytes.number() },
             9 => Self::Launch { back: bytes.byte(), status: u32::from(bytes.byte()), va: bytes.number(), code: bytes.number() },
-            10 => Self::LaunchDone(bytes.number() as u32),
+            10 => Self::LaunchOver(bytes.number() as u32),
             11 => Self::Word { which: bytes.byte(), value: bytes.number() as u32 },
             _ => match bytes.byte() {
                 255 => Self::Die,
@@ -95,16 +95,17 @@ impl Step {
             }
             Self::FaultAnswer { worker, answer } => shm.fault(worker.into()).answer.store(answer, SeqCst),
             Self::Launch { back, status, va, code } => {
-                let index = shm.launch_head().load(SeqCst).wrapping_sub(1 + u32::from(back));
-                let slot = shm.launch(index);
+                let record = shm.launch_record(shm.launch_head().load(SeqCst).wrapping_sub(1 + u32::from(back))).load(SeqCst);
+                let slot = shm.launch(record);
                 // And what a kernel that panicked said, somewhere in it.
-                shm.launch_message(index, usize::from(back) % (MESSAGE / 8)).store(va, SeqCst);
+                shm.launch_message(record, usize::from(back) % (MESSAGE / 8)).store(va, SeqCst);
                 slot.va.store(va, SeqCst);
                 slot.code.store(code, SeqCst);
                 slot.status.store(status, SeqCst);
             }
-            Self::LaunchDone(by) => {
-                shm.launch_done().fetch_add(by, SeqCst);
+            Self::LaunchOver(back) => {
+                let record = shm.launch_record(shm.launch_head().load(SeqCst).wrapping_sub(back)).load(SeqCst);
+                shm.launch(record).over.fetch_xor(1, SeqCst);
             }
             Self::Word { which, value } => {
                 let word = match which % 6 {

@@ -1,7 +1,7 @@
 //! Launches: records in a ring of their own, and the workers that begin and end each together.
 
 use super::{Both, patience};
-use crate::device::Crew;
+use crate::device::{Crew, record};
 use crate::shm::launch;
 use crate::sync::atomic::Ordering;
 use crate::{codec, message};
@@ -14,7 +14,7 @@ fn work((both, crew): &(Arc<Both>, Crew), launches: u32, fault: Option<u64>) {
     let shm = &both.context.shm;
     for next in 0..launches {
         crew.wait_for(shm, next, &mut patience());
-        both.performed.fetch_add(shm.launch_arg(next, 0).load(Ordering::Relaxed) as u32, Ordering::Relaxed);
+        both.performed.fetch_add(shm.launch_arg(record(shm, next), 0).load(Ordering::Relaxed) as u32, Ordering::Relaxed);
         if let Some(va) = fault {
             crew.fail(shm, next, launch::FAULT, || (codec::encode(Err(FaultError::NotMapped)), va));
         }
@@ -80,10 +80,12 @@ fn loom_records_are_used_again_only_when_they_were_read() {
                 Box::new(|(both, _)| {
                     let launches = [start(both, 1), start(both, 2)].map(|l| l.expect("there is room"));
                     assert_eq!(start(both, 4), Err(LaunchError::Device(DeviceError::NoMemory)));
-                    assert_eq!(wait(both, launches[0]), Ok(()));
-                    assert_eq!(both.performed() & 1, 1);
-                    let third = start(both, 4).expect("there is room");
+                    // The later is waited for first: its record is free, and the earlier's is not.
                     assert_eq!(wait(both, launches[1]), Ok(()));
+                    assert_eq!(both.performed(), 3);
+                    let third = start(both, 4).expect("there is room");
+                    assert_eq!(wait(both, launches[1]), Err(LaunchError::BadRequest));
+                    assert_eq!(wait(both, launches[0]), Ok(()));
                     assert_eq!(wait(both, third), Ok(()));
                     assert_eq!(both.performed(), 7);
                 }),
@@ -123,7 +125,7 @@ fn loom_a_panic_is_told_whole() {
                 Box::new(|(both, crew)| {
                     let shm = &both.context.shm;
                     crew.wait_for(shm, 0, &mut patience());
-                    crew.fail(shm, 0, launch::PANICKED, || (message::write(shm, 0, "out of order"), 0));
+                    crew.fail(shm, 0, launch::PANICKED, || (message::write(shm, record(shm, 0), "out of order"), 0));
                     crew.arrive(shm, 0);
                 }),
                 Box::new(|s| work(s, 1, Some(0x1200))),

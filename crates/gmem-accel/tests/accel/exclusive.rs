@@ -212,8 +212,16 @@ fn launches_run_in_order_and_many_can_be_under_way() {
     let all: Vec<_> = (0..256).map(|_| pager.start_launch("nothing", &[], true).unwrap()).collect();
     let refused = pager.start_launch("nothing", &[], true);
     assert_eq!(refused, Err(LaunchError::Device(DeviceError::NoMemory)));
-    all.into_iter().for_each(|t| compute.wait(t).unwrap());
-    pager.launch("nothing", &[]).unwrap();
+    // What is not waited for takes its own place and no other: launches go on around it.
+    let late = [0, 1, 255].map(|i| all[i]);
+    all.iter().filter(|t| !late.contains(t)).for_each(|t| compute.wait(*t).unwrap());
+    for i in 0..1000 {
+        pager.launch("store", &[pager.start(), i]).unwrap();
+        assert_eq!(compute.wait(all[2]), Err(LaunchError::BadRequest), "the ticket of a launch that had the same place");
+    }
+    late.into_iter().for_each(|t| compute.wait(t).unwrap());
+    pager.bring_home();
+    assert_eq!(pager.get(0), 999);
     pager.destroy();
 }
 

@@ -30,7 +30,7 @@ pub(super) const CHECKS: &[Check] = &[
     Check {
         name: "fault-in-a-callback-passes-a-protect",
         rule: "A fault from inside a callback waits for nobody who waits for that callback, such as a protect of a page that was mapped with it.",
-        place: "docs/decisions/0011-what-pages-allow-changes-alone.md",
+        place: "crates/gmem-hal/src/lib.rs \"Rules that hold for every callback\"",
         applies: Applies::OWN_TABLE.needs(Capabilities::REPLAYABLE).once(),
         run: fault_in_a_callback_passes_a_protect,
     },
