@@ -8,8 +8,9 @@ use crate::evictor::Evictor;
 use crate::faults;
 use crate::launches::Launches;
 use crate::peer::Mirror;
-use crate::shm::{RING, Shared, command};
+use crate::shm::{LAUNCHES, RING, Shared, command};
 use crate::sync::atomic::{AtomicBool, AtomicU32, Ordering, fence};
+use crate::sync::pause;
 use crate::wait::{Bell, Deadline, Lock, Patience, in_naps};
 use gmem_hal::{DeviceError, HostWindow, PmapId, VirtRange};
 use std::time::Duration;
@@ -97,9 +98,9 @@ impl Context {
         self.dead.store(1, Ordering::SeqCst);
         Bell(&self.death_bell).ring();
         self.evictor.end();
-        for bell in [self.shm.ready_bell(), self.shm.tail_bell(), self.shm.done_bell()] {
-            Bell(bell).alarm();
-        }
+        Bell(self.shm.ready_bell()).alarm();
+        (0..RING as u32).for_each(|slot| Bell(self.shm.command(slot).bell).alarm());
+        (0..LAUNCHES as u32).for_each(|record| Bell(self.shm.launch(record).bell).alarm());
         for worker in 0..self.facts.workers {
             Bell(self.shm.fault(worker).host_bell).alarm();
         }
@@ -149,30 +150,7 @@ impl Context {
         self.alive()?;
         let _held = self.post.lock();
         self.alive()?;
-        let head = self.head.load(Ordering::Relaxed);
-        let slot_free = || {
-            let used = head.wrapping_sub(self.shm.tail().load(Ordering::SeqCst));
-            (used < RING as u32 && !self.held[head as usize % RING].load(Ordering::Acquire)) || self.is_dead()
-        };
-        if !slot_free() {
-            self.dispatch();
-            let mut patience = Patience::new(ACK_PATIENCE);
-            // A slot that is done but not read yet is freed without a ring of the bell; hence short sleeps.
-            let free = in_naps(self.facts.limit, |nap| {
-                loop {
-                    if Bell(self.shm.tail_bell()).wait(&mut patience, Deadline::after(Duration::from_millis(1)), slot_free) {
-                        return true;
-                    }
-                    if nap.passed() {
-                        return false;
-                    }
-                }
-            });
-            if !free {
-                return Err(self.no_answer());
-            }
-            self.alive()?;
-        }
+        let head = self.free_slot()?;
         let slot = self.shm.command(head);
         slot.op.store(c.op, Ordering::Relaxed);
         slot.prot.store(c.prot, Ordering::Relaxed);
@@ -181,10 +159,59 @@ impl Context {
         slot.frame.store(c.frame, Ordering::Relaxed);
         slot.state.store(command::PENDING, Ordering::Relaxed);
         self.held[head as usize % RING].store(hold, Ordering::Relaxed);
+        Ok(self.pass(head))
+    }
+
+    /// The device may go on to the command after `head`. Returns the number that `done` has to pass.
+    fn pass(&self, head: u32) -> u32 {
+        let next = head.wrapping_add(1);
         // The device's word first: who finds ours may wait for the device to get there.
-        self.shm.head().store(head.wrapping_add(1), Ordering::SeqCst);
-        self.head.store(head.wrapping_add(1), Ordering::SeqCst);
-        Ok(head.wrapping_add(1))
+        self.shm.head().store(next, Ordering::SeqCst);
+        self.head.store(next, Ordering::SeqCst);
+        next
+    }
+
+    /// The number of the next command, whose slot is free. Under the lock of `post`.
+    fn free_slot(&self) -> Result<u32, DeviceError> {
+        let mut head = self.head.load(Ordering::Relaxed);
+        let has_room = |head: u32| head.wrapping_sub(self.shm.tail().load(Ordering::SeqCst)) < RING as u32;
+        let is_held = |head: u32| self.held[head as usize % RING].load(Ordering::Acquire);
+        if has_room(head) && !is_held(head) {
+            return Ok(head);
+        }
+        let mut patience = Patience::new(ACK_PATIENCE);
+        let mut skipped = 0;
+        let free = in_naps(self.facts.limit, |nap| {
+            loop {
+                if !has_room(head) {
+                    self.dispatch();
+                    // There is room once the device has passed what is in the way now.
+                    let bell = Bell(self.shm.command(head).bell);
+                    if !bell.wait(&mut patience, nap, || has_room(head) || self.is_dead()) {
+                        return false;
+                    }
+                }
+                if self.is_dead() || !is_held(head) {
+                    return true;
+                }
+                // Somebody has not read what was answered there, and may be long in coming. The slot stays as it is, and the device passes it like one
+                // that was cancelled.
+                head = self.pass(head);
+                skipped += 1;
+                if skipped % RING == 0 {
+                    // All are held.
+                    pause(Duration::from_millis(1));
+                    if nap.passed() {
+                        return false;
+                    }
+                }
+            }
+        });
+        if !free {
+            return Err(self.no_answer());
+        }
+        self.alive()?;
+        Ok(head)
     }
 
     /// Makes sure that some thread of the device looks at the ring: one that is awake does so anyway; else the worker whose fault this thread
@@ -207,7 +234,8 @@ impl Context {
         if !patience.spin(&mut { done }) {
             // Whoever we relied on may have been stopped by the scheduler; the command thread has nothing else to do.
             Bell(self.shm.command_bell()).ring();
-            in_naps(self.facts.limit, |nap| Bell(self.shm.tail_bell()).wait(&mut Patience::new(Duration::ZERO), nap, done));
+            let bell = Bell(self.shm.command(seq.wrapping_sub(1)).bell);
+            in_naps(self.facts.limit, |nap| bell.wait(&mut Patience::new(Duration::ZERO), nap, done));
         }
         self.done(seq)
     }

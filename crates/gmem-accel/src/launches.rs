@@ -78,9 +78,9 @@ impl Launches {
         if number == 0 || !is_ours() {
             return Err(LaunchError::BadRequest);
         }
-        let over = context.shm.launch(record).over;
-        let ended = || over.load(Ordering::SeqCst) != 0;
-        Bell(context.shm.done_bell()).wait(&mut Patience::new(PATIENCE), Deadline::Naps, || ended() || context.is_dead() || !is_ours());
+        let slot = context.shm.launch(record);
+        let ended = || slot.over.load(Ordering::SeqCst) != 0;
+        Bell(slot.bell).wait(&mut Patience::new(PATIENCE), Deadline::Naps, || ended() || context.is_dead() || !is_ours());
         let result = if ended() { outcome(context, record) } else { Err(last_words(context, record)) };
         // If somebody else has waited for it meanwhile, the record may tell of another launch by now.
         let forgotten = used.compare_exchange(number, 0, Ordering::AcqRel, Ordering::Relaxed);

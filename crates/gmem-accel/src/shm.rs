@@ -38,6 +38,8 @@ struct CommandLayout {
     len: Long,
     frame: Long,
     value: Long,
+    bell: Word,
+    _pad: [u32; 3],
 }
 
 #[repr(C)]
@@ -60,7 +62,7 @@ struct LaunchLayout {
     nargs: Word,
     replay: Word,
     over: Word,
-    _pad: u32,
+    bell: Word,
     va: Long,
     code: Long,
     args: [Long; crate::kernel::MAX_ARGS],
@@ -76,17 +78,14 @@ struct Layout {
     head: Word,
     _pad0: [u32; 13],
     tail: Word,
-    tail_bell: Word,
     revoke_failed: Word,
     drainers: Word,
-    _pad1: [u32; 12],
+    _pad1: [u32; 13],
     command_bell: Word,
     exit: Word,
     launch_head: Word,
     launch_bell: Word,
     _pad2: [u32; 12],
-    done_bell: Word,
-    _pad3: [u32; 15],
     faults: [FaultLayout; MAX_CORES],
     launch_order: [Word; LAUNCHES],
     launches: [LaunchLayout; LAUNCHES],
@@ -184,6 +183,8 @@ pub(crate) struct CommandSlot<'a> {
     pub(crate) len: &'a AtomicU64,
     pub(crate) frame: &'a AtomicU64,
     pub(crate) value: &'a AtomicU64,
+    /// Rings when the device has passed the slot. Each slot has one of its own, so that of many callers only those wake who have to.
+    pub(crate) bell: &'a AtomicU32,
 }
 
 /// The fields of a worker's fault slot, as atomics.
@@ -202,8 +203,10 @@ pub(crate) struct LaunchSlot<'a> {
     pub(crate) kernel: &'a AtomicU32,
     pub(crate) nargs: &'a AtomicU32,
     pub(crate) replay: &'a AtomicU32,
-    /// Every worker has done its part: nonzero. The device touches nothing of the record after that.
+    /// Every worker has done its part: nonzero. The device touches nothing of the record after that but its bell.
     pub(crate) over: &'a AtomicU32,
+    /// Rings when it is over, and perhaps again when the record is another launch's.
+    pub(crate) bell: &'a AtomicU32,
     pub(crate) va: &'a AtomicU64,
     pub(crate) code: &'a AtomicU64,
 }
@@ -252,6 +255,7 @@ impl Shared {
             len: long!(self.commands[i].len),
             frame: long!(self.commands[i].frame),
             value: long!(self.commands[i].value),
+            bell: word!(self.commands[i].bell),
         }
     }
 
@@ -276,6 +280,7 @@ impl Shared {
             nargs: word!(self.launches[i].nargs),
             replay: word!(self.launches[i].replay),
             over: word!(self.launches[i].over),
+            bell: word!(self.launches[i].bell),
             va: long!(self.launches[i].va),
             code: long!(self.launches[i].code),
         }
@@ -312,7 +317,6 @@ words! {
     head
     /// Commands done, wrapping.
     tail
-    tail_bell
     /// The device could not take access away: nonzero.
     revoke_failed
     /// Device threads that look at the ring right now and will look once more when they stop.
@@ -323,7 +327,6 @@ words! {
     /// Launches posted, wrapping.
     launch_head
     launch_bell
-    done_bell
 }
 
 impl Drop for Shared {

@@ -63,7 +63,10 @@ pub(crate) struct Report {
     pub(crate) delivery: &'static str,
     #[serde(flatten)]
     pub(crate) counters: Counters,
-    /// The bytes that must cross whatever is really moved, over the seconds of the device phase; for workloads that define it.
+    /// The bytes that must cross whatever is really moved; for workloads that define it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) must_cross_bytes: Option<u64>,
+    /// These over the seconds of the device phase.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) effective_bytes_per_second: Option<f64>,
     pub(crate) memcpy_bytes_per_second: f64,
@@ -102,6 +105,7 @@ impl Report {
             backing: setup.backing_name(),
             delivery: setup.delivery_name(),
             counters: Counters::default(),
+            must_cross_bytes: None,
             effective_bytes_per_second: None,
             memcpy_bytes_per_second: 0.0,
             details,
@@ -122,8 +126,9 @@ impl Report {
             row("passed over", passed_over.to_string());
         }
         row("seconds", format!("{:.2} ({:.2} on the device)", self.seconds, self.device_seconds));
-        if let Some(effective) = self.effective_bytes_per_second {
+        if let (Some(must), Some(effective)) = (self.must_cross_bytes, self.effective_bytes_per_second) {
             let share = 100.0 * effective / self.memcpy_bytes_per_second;
+            row("must cross while the device works", ByteLen(must).to_string());
             row("effective bandwidth", format!("{} ({share:.0} % of memcpy)", bandwidth(effective)));
         }
         row("memcpy bandwidth", bandwidth(self.memcpy_bytes_per_second));
@@ -186,7 +191,7 @@ mod tests {
         let setup = Setup::resolve(&Common::default(), &vector_add::needs(1 << 20), &machine).unwrap();
         let mut report = Report::new("vector-add", &setup, 24 << 20, Details::VectorAdd { elements: 1 << 20 });
         report.memcpy_bytes_per_second = 1e10;
-        report.effective_bytes_per_second = Some(7.5e9);
+        (report.must_cross_bytes, report.effective_bytes_per_second) = (Some(24 << 20), Some(7.5e9));
         report
     }
 

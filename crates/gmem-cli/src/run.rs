@@ -77,6 +77,7 @@ fn measured(
     report.seconds = (done.at - started).as_secs_f64();
     report.device_seconds = done.device.as_secs_f64();
     report.counters = counters;
+    report.must_cross_bytes = done.crossed;
     report.effective_bytes_per_second = done.crossed.map(|bytes| bytes as f64 / report.device_seconds);
     report.memcpy_bytes_per_second = speed.bytes_per_second();
     Ok(report)

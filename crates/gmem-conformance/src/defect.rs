@@ -91,6 +91,10 @@ defects! {
     ProtectingAbsentIsAnError = "protecting-absent-is-an-error", Plain, "absent-pages-are-no-error";
     /// Releasing what is absent is refused.
     AbsentIsAnError = "absent-is-an-error", Plain, "absent-pages-are-no-error";
+    /// Memory that the device has not is registered all the same.
+    TakesAnyMemory = "takes-any-memory", Plain, "memory-the-device-has-not-is-refused";
+    /// A second core may start the driver too.
+    StartsTwice = "starts-twice", Plain, "driver-is-started-once";
     /// Two page tables have one id.
     PmapIdReused = "pmap-id-reused", Plain, "page-tables-have-ids-of-their-own";
     /// A destroyed page table can be used.

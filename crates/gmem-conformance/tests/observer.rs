@@ -399,6 +399,24 @@ const BREAKS: &[Break] = &[
             assert_eq!(core.device_fault(*id, s.pmap, range(0, 1).start(), Access::Read, None), Ok(()));
         })
     }),
+    ("ENTERED_IS_USED", || {
+        with(|s| {
+            s.mmu().pmap_enter(s.pmap, &mapping(0, frame(0), Prot::READ)).unwrap();
+            let (id, core) = s.driver.core.get().expect("it was started");
+            let core = core.upgrade().expect("the core lives");
+            let fault = || core.device_fault(*id, s.pmap, range(0, 1).start(), Access::Read, None);
+            // What is taken away between them makes them new.
+            for _ in 0..999 {
+                assert_eq!(fault(), Ok(()));
+            }
+            s.mmu().pmap_protect(s.pmap, range(0, 1), Prot::READ).unwrap();
+            for _ in 0..999 {
+                assert_eq!(fault(), Ok(()));
+            }
+            assert_eq!(s.observed.breaches(), []);
+            assert!(fault().is_err(), "it would never end");
+        })
+    }),
     ("FREE_ONCE", || with(|s| s.observed.frames().unwrap().free_frame(frame(5), PageSize::Size4K))),
     ("RESERVED", || with(|s| s.observed.peer().unwrap().map(&s.peer_map(0)).unwrap())),
     ("FACTS", || {

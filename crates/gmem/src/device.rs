@@ -74,7 +74,8 @@ impl Device {
     /// it from now on.
     ///
     /// # Errors
-    /// [`Error::Device`] if the range is empty or reversed, does not lie on multiples of the device's smallest page, or overlaps memory that is registered.
+    /// [`Error::Device`] if the range is empty or reversed, does not lie on multiples of the device's smallest page, overlaps memory that is registered, or is none that the
+    /// device has; or if there are as many pools already as there can be.
     pub fn register_memory(&self, range: PhysRange) -> Result<HnodeId, Error> {
         Ok(self.inner.runtime.call(|core| core.device_register_memory(self.inner.id, range))??)
     }

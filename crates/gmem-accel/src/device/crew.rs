@@ -59,7 +59,7 @@ impl Crew {
         // Before the next launch begins. Its record is the host's from here on.
         slot.over.store(1, Ordering::SeqCst);
         self.completed.store(turn.wrapping_add(1), Ordering::SeqCst);
-        Bell(shm.done_bell()).ring();
+        Bell(slot.bell).ring();
         Bell(&self.completed_bell).ring();
     }
 }

@@ -91,9 +91,10 @@ pub(crate) fn drain_by(shm: &Shared, draining: &AtomicU32, perform: impl Fn(&Com
         let mut tail = shm.tail().load(Ordering::Relaxed);
         while tail != shm.head().load(Ordering::Acquire) {
             carry_out(shm, tail, &perform);
+            let passed = Bell(shm.command(tail).bell);
             tail = tail.wrapping_add(1);
             shm.tail().store(tail, Ordering::SeqCst);
-            Bell(shm.tail_bell()).ring();
+            passed.ring();
         }
         draining.store(0, Ordering::SeqCst);
     }
@@ -102,7 +103,7 @@ pub(crate) fn drain_by(shm: &Shared, draining: &AtomicU32, perform: impl Fn(&Com
 fn carry_out(shm: &Shared, index: u32, perform: impl Fn(&Command) -> (u32, u64)) {
     let slot = shm.command(index);
     if slot.state.compare_exchange(command::PENDING, command::TAKEN, Ordering::AcqRel, Ordering::Relaxed).is_err() {
-        return; // cancelled
+        return; // cancelled, or passed over because its last answer is not read yet
     }
     let c = Command {
         op: slot.op.load(Ordering::Relaxed),

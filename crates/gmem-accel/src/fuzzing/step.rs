@@ -129,10 +129,10 @@ fn bell(context: &Context, which: u8) -> &std::sync::atomic::AtomicU32 {
     let worker = usize::from(which) / 8;
     match which % 8 {
         0 => shm.ready_bell(),
-        1 => shm.tail_bell(),
+        1 => shm.command(worker as u32).bell,
         2 => shm.command_bell(),
         3 => shm.launch_bell(),
-        4 => shm.done_bell(),
+        4 => shm.launch(worker as u32).bell,
         5 => shm.fault(worker).host_bell,
         _ => shm.fault(worker).device_bell,
     }

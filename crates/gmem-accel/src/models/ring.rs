@@ -56,6 +56,23 @@ fn loom_two_callers_get_their_own_answers() {
     });
 }
 
+/// Two commands fill the ring, so one caller may find the slot of the other's answer in its way.
+#[test]
+fn loom_an_answer_that_is_not_read_is_passed_over() {
+    model_within(1, || {
+        let both = Both::new(1);
+        let call = |both: &Both, va: u64| {
+            assert_eq!(both.context.call(&about(va)), Ok((0, va + 1)));
+            if both.performed() == 7 {
+                both.context.ask_to_exit();
+            }
+        };
+        let calls: [&[u64]; 2] = [&[1], &[2, 4]];
+        let [one, two] = calls.map(|vas| move |both: &Both| vas.iter().for_each(|va| call(both, *va)));
+        together(&both, vec![Box::new(Both::command_thread), Box::new(one), Box::new(two)]);
+    });
+}
+
 /// More commands than the ring has room for, of which nobody reads the results.
 #[test]
 fn loom_a_flush_ends_after_all_that_was_queued() {

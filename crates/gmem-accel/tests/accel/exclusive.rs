@@ -225,6 +225,33 @@ fn launches_run_in_order_and_many_can_be_under_way() {
     pager.destroy();
 }
 
+/// More callers at once than commands can be under way: an answer that its caller has not read yet is in nobody's way and is not lost.
+#[test]
+fn many_callers_at_once_each_get_their_answer() {
+    const CALLERS: u64 = 600;
+    let _dog = watchdog("callers");
+    let pager = Pager::new(Discrete::builder().memory(CALLERS * 4096).cores(1), 4096, CALLERS, |_| {});
+    let begin = std::sync::Barrier::new(CALLERS as usize);
+    std::thread::scope(|threads| {
+        for page in 0..CALLERS {
+            let (pager, begin) = (&pager, &begin);
+            let call = move || {
+                begin.wait();
+                for _ in 0..10 {
+                    pager.enter(page, page * 4096, Prot::RW).unwrap();
+                    pager.mmu().pmap_release(pager.pmap(), pager.page_range(page)).unwrap();
+                    pager.mmu().tlb_invalidate(pager.pmap(), pager.page_range(page)).unwrap();
+                }
+            };
+            std::thread::Builder::new().stack_size(64 << 10).spawn_scoped(threads, call).unwrap();
+        }
+    });
+    pager.launch("store", &[pager.start(), 7]).unwrap();
+    pager.bring_home();
+    assert_eq!(pager.get(0), 7);
+    pager.destroy();
+}
+
 #[test]
 fn contexts_of_one_device_are_apart() {
     let _dog = watchdog("contexts");

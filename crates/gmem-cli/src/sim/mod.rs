@@ -9,7 +9,7 @@ use crate::failure::Failure;
 use crate::{output, progress};
 use gmem_explore::campaign::shrink::shrink;
 use gmem_explore::campaign::{Campaign, Coverage, Ended, Faults, test_of};
-use gmem_explore::worlds;
+use gmem_explore::worlds::{self, Kind};
 use report::{Defeat, Report};
 use std::ops::Range;
 use std::time::{Duration, Instant};
@@ -28,16 +28,20 @@ impl From<FaultsArg> for Faults {
 }
 
 impl WorldArg {
+    /// What is in this world; each seed draws its own if there is none.
+    fn kind(self) -> Option<Kind> {
+        match self {
+            Self::Drawn => None,
+            Self::Standard => Some(worlds::CAMPAIGN),
+            Self::Sizes => Some(worlds::SIZES),
+            Self::Backed => Some(worlds::BACKED),
+            Self::Mortal => Some(worlds::MORTAL),
+        }
+    }
+
     /// The campaign of a seed in this world.
     fn campaign(self, seed: u64) -> Campaign {
-        let kind = match self {
-            Self::Drawn => return Campaign::drawn(seed),
-            Self::Standard => worlds::CAMPAIGN,
-            Self::Sizes => worlds::SIZES,
-            Self::Backed => worlds::BACKED,
-            Self::Mortal => worlds::MORTAL,
-        };
-        Campaign { kind, ..Campaign::new(seed) }
+        self.kind().map_or_else(|| Campaign::drawn(seed), |kind| Campaign { kind, ..Campaign::new(seed) })
     }
 }
 

@@ -2,6 +2,7 @@
 
 use super::Sum;
 use crate::args::SimArgs;
+use clap::ValueEnum as _;
 use gmem_explore::campaign::{ROLES, missing};
 use gmem_explore::worlds::CAMPAIGN;
 use serde::Serialize;
@@ -56,8 +57,11 @@ pub(crate) struct Defeat {
 /// The names of the fields are the interface of `--json`.
 #[derive(Serialize)]
 pub(crate) struct Report {
+    /// As `--world` names it. What follows of a world that each seed draws is that of the standard one.
+    world: String,
     first_seed: u64,
     seeds: u64,
+    steps_per_seed: u64,
     faults: String,
     threads_of_control: usize,
     address_spaces: usize,
@@ -79,17 +83,20 @@ pub(crate) struct Report {
 
 impl Report {
     pub(super) fn new(seeds: &Range<u64>, args: &SimArgs, sum: &Sum, failure: Option<Defeat>) -> Self {
-        let shape = CAMPAIGN.shape();
+        let kind = args.world.kind().unwrap_or(CAMPAIGN);
+        let shape = kind.shape();
         let seconds = sum.spent.as_secs_f64();
         Self {
+            world: args.world.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned()),
             first_seed: seeds.start,
             seeds: sum.runs,
+            steps_per_seed: args.steps,
             faults: format!("{:?}", args.faults).to_lowercase(),
             threads_of_control: ROLES.len(),
             address_spaces: shape.spaces.len(),
             devices: shape.devices.len(),
             pages: shape.spaces.iter().map(|space| space.pages).sum(),
-            frames: CAMPAIGN.frames * CAMPAIGN.exclusive_devices() as u64,
+            frames: kind.frames * kind.exclusive_devices() as u64,
             steps: sum.steps,
             acts: sum.acts,
             steps_per_second: if seconds > 0.0 { (sum.steps as f64 / seconds) as u64 } else { 0 },
@@ -105,9 +112,9 @@ impl Report {
 
     /// For a person.
     pub(crate) fn text(&self) -> String {
-        let Self { threads_of_control, address_spaces, devices, pages, frames, .. } = self;
+        let Self { world, threads_of_control, address_spaces, devices, pages, frames, .. } = self;
         let world = format!(
-            "{threads_of_control} threads of control, {address_spaces} address spaces, {devices} devices, {pages} pages, {frames} frames"
+            "{world}: {threads_of_control} threads of control, {address_spaces} address spaces, {devices} devices, {pages} pages, {frames} frames"
         );
         let seeds = match self.seeds {
             1 => format!("seed {}", self.first_seed),
@@ -115,7 +122,7 @@ impl Report {
         };
         let mut rows = vec![
             ("world", world),
-            ("run", format!("{seeds}, faults {}", self.faults)),
+            ("run", format!("{seeds}, at least {} steps each, faults {}", self.steps_per_seed, self.faults)),
             ("steps", format!("{} ({} a second on one core), {} operations", self.steps, self.steps_per_second, self.acts)),
         ];
         for (name, covered) in [

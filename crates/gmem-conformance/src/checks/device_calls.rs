@@ -2,7 +2,7 @@
 
 use super::refuse::{Claims, refused};
 use super::translation::page;
-use crate::check::{Applies, Check, Outcome};
+use crate::check::{Applies, Check, Outcome, Stop};
 use crate::world::{World, at, eventually, get};
 use crate::{Case, ensure, ensure_eq};
 use gmem::hal::{Capabilities, Device, DeviceError, HnodeId, Modes, PageSizes, PhysRange};
@@ -51,6 +51,13 @@ pub(super) const CHECKS: &[Check] = &[
         place: "gmem `Device::register_memory`",
         applies: Applies::OWN_TABLE.once(),
         run: memory_ranges_are_checked,
+    },
+    Check {
+        name: "memory-the-device-has-not-is-refused",
+        rule: "A driver refuses memory that its device has not, and goes on with what it has.",
+        place: "gmem-hal `Device::memory_registered`",
+        applies: Applies::OWN_TABLE.once(),
+        run: memory_the_device_has_not_is_refused,
     },
     Check {
         name: "memory-goes-back-when-nothing-is-in-it",
@@ -169,6 +176,21 @@ fn memory_ranges_are_checked(case: &Case<'_>) -> Outcome {
         refused!("memory that is registered", twice, Error::Device(DeviceCallError::Overlap));
     }
     refused!("memory of nobody", device.unregister_memory(HnodeId(9999)), Error::Device(DeviceCallError::NoSuchHnode));
+    world.verify()
+}
+
+fn memory_the_device_has_not_is_refused(case: &Case<'_>) -> Outcome {
+    let world = case.world(4)?;
+    let ranges = world.unit.observed.physical_memory();
+    let Some(end) = ranges.iter().map(|range| range.end).max() else {
+        return Err(Stop::NotApplicable("the device says of no memory that it has it".into()));
+    };
+    let past = PhysRange { begin: end, end: end + (2 << 20) };
+    refused!("memory past the last", world.unit.device.register_memory(past), Error::Device(DeviceCallError::NoSuchMemory(_)));
+    ensure_eq!("pools of memory", world.unit.device.hnodes().len(), ranges.len());
+    let region = world.region(1)?;
+    world.unit.store(at(&region, 0), 1)?;
+    ensure_eq!("the word", get(at(&region, 0)), 1);
     world.verify()
 }
 

@@ -66,8 +66,12 @@ impl Upcalls for Relay {
         }
         let core = self.core.upgrade().ok_or(FaultError::NotAttached)?;
         let begun = self.observed(device).map(|observed| observed.shadow().fault_begins(pmap, va, access));
+        if begun == Some(None) {
+            // So that the access ends, and the check with it.
+            return Err(FaultError::Device(DeviceError::BadRequest));
+        }
         let answer = core.device_fault(device, pmap, va, access, hint);
-        if let (Some(token), Some(observed)) = (begun, self.observed(device)) {
+        if let (Some(token), Some(observed)) = (begun.flatten(), self.observed(device)) {
             observed.shadow().fault_ends(token, access, answer.is_ok());
         }
         answer

@@ -105,6 +105,8 @@ rules! {
     ANSWERS: Driver, "crates/gmem-hal/src/lib.rs \"Rules that hold for every callback\"", "a callback may block for a bounded time: six seconds in this kit";
     /// A callback does not wait for itself.
     SELF_WAIT: Driver, "crates/gmem-hal/src/lib.rs \"Rules that hold for every callback\"", "a callback must not call back into the core for a page it was called for";
+    /// A page that was entered can be touched.
+    ENTERED_IS_USED: Driver, "gmem-hal `Mmu::pmap_enter`", "after Ok the device can touch the page without a fault; a translation cached before may cause one more";
     /// Revokes do not fail for what is absent.
     ABSENT: Driver, "gmem-hal `Mmu::pmap_release`", "absent pages are no error";
 }

@@ -90,6 +90,9 @@ pub(super) struct Table {
     pub(super) reserved: Vec<VirtRange>,
 }
 
+/// So many faults in a row of one access to a page that is there do not end by themselves: each core of a device may report one that another has just had resolved.
+const ENDLESS: u32 = 1000;
+
 #[derive(Default)]
 pub(super) struct Shadow {
     pub(super) started: bool,
@@ -111,6 +114,8 @@ pub(super) struct Shadow {
     pub(super) current: Option<PmapId>,
     /// Faults for pages that the table had with the access that was asked for.
     pub(super) needless: u64,
+    /// Where the last faults were needless, and how many in a row.
+    streak: Option<(PmapId, VirtAddr, Access, u32)>,
     pub(super) answered_dead: BTreeSet<PmapId>,
     /// Callbacks that were answered with `BadRequest`, in the order of the last time.
     pub(super) refused: Vec<&'static str>,
@@ -286,12 +291,26 @@ impl Shadow {
         page.is_some_and(|page| !page.queued && page.prot.allows(access))
     }
 
-    /// The device reports a fault.
-    pub(super) fn fault_begins(&mut self, pmap: PmapId, va: VirtAddr, access: Access) -> u64 {
-        self.needless += u64::from(self.can_touch(pmap, va, access));
+    /// The device reports a fault. `None` if it has reported this one again and again, and would go on so.
+    pub(super) fn fault_begins(&mut self, pmap: PmapId, va: VirtAddr, access: Access) -> Option<u64> {
+        let needless = self.can_touch(pmap, va, access);
+        self.needless += u64::from(needless);
+        self.streak = match self.streak {
+            Some((p, v, a, n)) if needless && (p, v, a) == (pmap, va, access) => Some((p, v, a, n + 1)),
+            _ => needless.then_some((pmap, va, access, 1)),
+        };
+        if let Some((.., n @ ENDLESS..)) = self.streak {
+            if n == ENDLESS {
+                let seen = format_args!(
+                    "{ENDLESS} faults in a row for {access:?} of {va} in {pmap}, where a page was entered for that, and nothing was taken away between them"
+                );
+                self.breach(rules::ENTERED_IS_USED, seen);
+            }
+            return None;
+        }
         self.tokens += 1;
         self.faults.push(Fault { token: self.tokens, pmap, va, revoked: false });
-        self.tokens
+        Some(self.tokens)
     }
 
     /// The fault was answered, with Ok or not.
@@ -310,6 +329,7 @@ impl Shadow {
 
     /// What the device may do in `range` begins to be taken away.
     pub(super) fn revoke_begins(&mut self, pmap: PmapId, range: VirtRange) {
+        self.streak = self.streak.filter(|(p, va, ..)| *p != pmap || !range.contains(*va));
         let concerned = self.faults.iter_mut().filter(|fault| fault.pmap == pmap && range.contains(fault.va));
         concerned.for_each(|fault| fault.revoked = true);
     }
