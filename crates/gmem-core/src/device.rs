@@ -263,11 +263,11 @@ impl<P: Platform> Core<P> {
         Ok(())
     }
 
-    /// Caps how much of an hnode is used (`max_memsize` of the original).
+    /// Caps how much of an hnode is used (`max_memsize` of the original). Answers how much it was before.
     ///
     /// # Errors
     /// [`DeviceCallError::MemoryInUse`] with what is used now, if the limit is below that; [`DeviceCallError::LimitTooHigh`] with the capacity, if it is above.
-    pub fn hnode_set_limit(&self, hnode: HnodeId, limit: ByteLen) -> Result<(), DeviceCallError> {
+    pub fn hnode_set_limit(&self, hnode: HnodeId, limit: ByteLen) -> Result<ByteLen, DeviceCallError> {
         let hnode = self.hnode(hnode).ok_or(DeviceCallError::NoSuchHnode)?;
         let most = hnode.range.len();
         if limit > most {

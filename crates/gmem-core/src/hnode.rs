@@ -352,14 +352,13 @@ impl<P: Platform> Hnode<P> {
         pool.frames.used() - listed
     }
 
-    /// Caps what may be used (`max_memsize` of the original): at least what is used now. The caller keeps to the capacity.
-    pub(crate) fn set_limit(&self, bytes: u64) -> Result<(), ByteLen> {
+    /// Caps what may be used (`max_memsize` of the original): at least what is used now. Answers what it was before. The caller keeps to the capacity.
+    pub(crate) fn set_limit(&self, bytes: u64) -> Result<ByteLen, ByteLen> {
         let mut pool = self.pool.lock();
         if bytes < pool.used + pool.quarantined + pool.asked {
             return Err(ByteLen(pool.used + pool.quarantined));
         }
-        pool.limit = bytes;
-        Ok(())
+        Ok(ByteLen(core::mem::replace(&mut pool.limit, bytes)))
     }
 
     /// Stops handing frames out, unless some are in use, or the driver's own allocator is being asked for one or given one back.

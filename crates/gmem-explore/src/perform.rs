@@ -242,7 +242,7 @@ impl CoreWorld {
         let (range, hnode) = self.members[device].pools()[0];
         let limit = (pages * self.shape.page_size.bytes()).min(range.len().get());
         let Some(hnode) = hnode else { return Outcome::Refused(Refusal::Invalid) };
-        outcome(self.core.hnode_set_limit(hnode, ByteLen(limit)))
+        outcome(self.core.hnode_set_limit(hnode, ByteLen(limit)).map(drop))
     }
 
     /// Takes the last of several pools back, or registers it again.

@@ -109,10 +109,25 @@ impl Device {
     /// Uses at most `limit` bytes of each of the device's memory pools (`max_memsize` of the original).
     ///
     /// # Errors
-    /// [`Error::Device`] if more is in use now, or the pool is smaller.
+    /// [`Error::Device`] if in one of them more is in use now, or it is smaller; then the limits are what they were.
     pub fn set_memory_limit(&self, limit: ByteLen) -> Result<(), Error> {
-        self.inner.runtime.call(|core| core.hnodes_of(self.inner.id).into_iter().try_for_each(|h| core.hnode_set_limit(h, limit)))??;
-        Ok(())
+        let set = |core: &Arc<LinuxCore>| {
+            let mut before = Vec::new();
+            for hnode in core.hnodes_of(self.inner.id) {
+                match core.hnode_set_limit(hnode, limit) {
+                    Ok(old) => before.push((hnode, old)),
+                    Err(e) => {
+                        // A limit that cannot be lowered again, because more has come into use, or whose pool is gone, stays as it is.
+                        for (hnode, old) in before {
+                            let _ = core.hnode_set_limit(hnode, old);
+                        }
+                        return Err(e);
+                    }
+                }
+            }
+            Ok(())
+        };
+        Ok(self.inner.runtime.call(set)??)
     }
 
     /// Evicts up to `pages` pages from the device, pool by pool and in each the oldest first, and returns how many: fewer only if no more can be evicted.

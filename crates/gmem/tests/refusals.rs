@@ -3,7 +3,7 @@
 mod common;
 
 use common::*;
-use gmem::hal::DeviceError;
+use gmem::hal::{DeviceError, PhysRange};
 use gmem::{
     Access, AttachError, Backing, ByteLen, Delivery, DeviceCallError, Error, FileError, FileSharing, Gmem, Mode, PageSize, VirtAddr, accel,
     hal,
@@ -142,6 +142,20 @@ fn more_than_any_address_space_has() {
             says(&refused, &["8 MiB", "at most"]);
         }
         world.device.set_memory_limit(ByteLen(4 * PAGE)).unwrap();
+        // Of two pools one is too small: the other keeps the limit that it had, and takes a page.
+        drop(world.context);
+        world.device.unregister_memory(world.device.hnodes()[0]).unwrap();
+        let part = |begin, end| PhysRange { begin: begin * PAGE, end: end * PAGE };
+        world.device.register_memory(part(0, 3)).unwrap();
+        world.device.set_memory_limit(ByteLen(2 * PAGE)).unwrap();
+        world.device.register_memory(part(3, 4)).unwrap();
+        let refused = world.device.set_memory_limit(ByteLen(3 * PAGE)).unwrap_err();
+        assert!(matches!(refused, Error::Device(DeviceCallError::LimitTooHigh(most)) if most.get() == PAGE), "{refused:?}");
+        let context = world.space.attach(&world.device, Mode::CoherentExclusive).unwrap();
+        let region = world.space.region().map(8 * PAGE).unwrap();
+        (0..8).for_each(|page| run(&context, &STORE, &[at(&region, page * PAGE), page]).unwrap());
+        let used: Vec<_> = world.device.memory().into_iter().map(|pool| pool.peak.get()).collect();
+        assert_eq!(used, [2 * PAGE, PAGE]);
     });
 }
 
