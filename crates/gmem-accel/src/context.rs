@@ -8,9 +8,8 @@ use crate::evictor::Evictor;
 use crate::faults;
 use crate::launches::Launches;
 use crate::peer::Mirror;
-use crate::shm::{LAUNCHES, RING, Shared, command};
-use crate::sync::atomic::{AtomicBool, AtomicU32, Ordering, fence};
-use crate::sync::pause;
+use crate::shm::{RING, Shared, command};
+use crate::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering, fence};
 use crate::wait::{Bell, Deadline, Lock, Patience, in_naps};
 use gmem_hal::{DeviceError, HostWindow, PmapId, VirtRange};
 use std::time::Duration;
@@ -38,8 +37,12 @@ pub(crate) struct Context {
     post: Lock,
     /// Commands posted; the truth of which `Shared::head` is the device's copy. Written under P.
     head: AtomicU32,
-    /// Slots whose result nobody has read yet. Set under P, cleared by who waited.
-    held: [AtomicBool; RING],
+    /// Of each command not yet done, which record it has: a copy of what the device is told. Written under P.
+    order: [AtomicU32; RING],
+    /// What each record is in use for: [`FREE`], [`HELD`], or [`QUEUED`] and the number that `done` has to pass. Taken under P, freed by who read the result.
+    records: [AtomicU64; RING],
+    /// Rings when a record is free again.
+    read_bell: AtomicU32,
     /// 1 once the process is gone and reaped; rung at `death_bell`.
     dead: AtomicU32,
     /// 1 once the core knows that too; rung at `death_bell`.
@@ -56,6 +59,21 @@ pub(crate) struct Context {
     pub(crate) mirror: Option<Mirror>,
     /// PEER devices: the way of evictions into the core.
     pub(crate) evictor: Evictor,
+}
+
+/// A record nobody uses.
+const FREE: u64 = 0;
+/// One whose result somebody will read.
+const HELD: u64 = 1 << 32;
+/// One whose result nobody will: free when the device is done with it.
+const QUEUED: u64 = 1 << 33;
+
+/// A command that was posted.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Posted {
+    /// What `done` has to pass.
+    number: u32,
+    pub(crate) record: u32,
 }
 
 /// A command to the device.
@@ -75,7 +93,9 @@ impl Context {
             shm,
             post: Lock::default(),
             head: AtomicU32::default(),
-            held: std::array::from_fn(|_| AtomicBool::default()),
+            order: std::array::from_fn(|_| AtomicU32::default()),
+            records: std::array::from_fn(|_| AtomicU64::default()),
+            read_bell: AtomicU32::default(),
             dead: AtomicU32::default(),
             told: AtomicU32::default(),
             death_bell: AtomicU32::default(),
@@ -99,8 +119,12 @@ impl Context {
         Bell(&self.death_bell).ring();
         self.evictor.end();
         Bell(self.shm.ready_bell()).alarm();
-        (0..RING as u32).for_each(|slot| Bell(self.shm.command(slot).bell).alarm());
-        (0..LAUNCHES as u32).for_each(|record| Bell(self.shm.launch(record).bell).alarm());
+        Bell(&self.read_bell).alarm();
+        // Whoever takes a record from here on finds the context dead before it sleeps: its look comes after a fence, as this one does.
+        fence(Ordering::SeqCst);
+        let commands = (0..RING as u32).filter(|record| self.records[*record as usize].load(Ordering::SeqCst) != FREE);
+        commands.for_each(|record| Bell(self.shm.command(record).bell).alarm());
+        self.launches.used().for_each(|record| Bell(self.shm.launch(record).bell).alarm());
         for worker in 0..self.facts.workers {
             Bell(self.shm.fault(worker).host_bell).alarm();
         }
@@ -145,73 +169,68 @@ impl Context {
         self.shm.tail().load(Ordering::SeqCst).wrapping_sub(seq) as i32 >= 0
     }
 
-    /// Posts a command without telling the device. Returns the number that `done` has to pass.
-    fn post(&self, c: &Command, hold: bool) -> Result<u32, DeviceError> {
+    /// Posts a command without telling the device. If it is `held`, its record is kept until the result was read.
+    fn post(&self, c: &Command, held: bool) -> Result<Posted, DeviceError> {
         self.alive()?;
         let _held = self.post.lock();
         self.alive()?;
-        let head = self.free_slot()?;
-        let slot = self.shm.command(head);
+        let record = self.free_record()?;
+        let head = self.head.load(Ordering::Relaxed);
+        let next = head.wrapping_add(1);
+        let slot = self.shm.command(record);
         slot.op.store(c.op, Ordering::Relaxed);
         slot.prot.store(c.prot, Ordering::Relaxed);
         slot.va.store(c.va, Ordering::Relaxed);
         slot.len.store(c.len, Ordering::Relaxed);
         slot.frame.store(c.frame, Ordering::Relaxed);
         slot.state.store(command::PENDING, Ordering::Relaxed);
-        self.held[head as usize % RING].store(hold, Ordering::Relaxed);
-        Ok(self.pass(head))
-    }
-
-    /// The device may go on to the command after `head`. Returns the number that `done` has to pass.
-    fn pass(&self, head: u32) -> u32 {
-        let next = head.wrapping_add(1);
+        self.records[record as usize].store(if held { HELD } else { QUEUED | u64::from(next) }, Ordering::Relaxed);
+        // What was there has been passed: had it not, every record would be in use.
+        self.shm.command_record(head).store(record, Ordering::Relaxed);
+        self.order[head as usize % RING].store(record, Ordering::Relaxed);
         // The device's word first: who finds ours may wait for the device to get there.
         self.shm.head().store(next, Ordering::SeqCst);
         self.head.store(next, Ordering::SeqCst);
-        next
+        Ok(Posted { number: next, record })
     }
 
-    /// The number of the next command, whose slot is free. Under the lock of `post`.
-    fn free_slot(&self) -> Result<u32, DeviceError> {
-        let mut head = self.head.load(Ordering::Relaxed);
-        let has_room = |head: u32| head.wrapping_sub(self.shm.tail().load(Ordering::SeqCst)) < RING as u32;
-        let is_held = |head: u32| self.held[head as usize % RING].load(Ordering::Acquire);
-        if has_room(head) && !is_held(head) {
-            return Ok(head);
+    /// A record whose command is done and read. Under the lock of `post`.
+    fn free_record(&self) -> Result<u32, DeviceError> {
+        let head = self.head.load(Ordering::Relaxed);
+        let is_free = |record: &u32| match self.records[*record as usize].load(Ordering::Acquire) {
+            FREE => true,
+            HELD => false,
+            queued => self.done(queued as u32),
+        };
+        // The next in turn, unless somebody is slow to read what was answered there.
+        let look = || (0..RING as u32).map(|i| head.wrapping_add(i) % RING as u32).find(is_free);
+        if let Some(record) = look() {
+            return Ok(record);
         }
-        let mut patience = Patience::new(ACK_PATIENCE);
-        let mut skipped = 0;
-        let free = in_naps(self.facts.limit, |nap| {
+        self.dispatch();
+        let (mut patience, mut found) = (Patience::new(ACK_PATIENCE), None);
+        let in_time = in_naps(self.facts.limit, |nap| {
             loop {
-                if !has_room(head) {
-                    self.dispatch();
-                    // There is room once the device has passed what is in the way now.
-                    let bell = Bell(self.shm.command(head).bell);
-                    if !bell.wait(&mut patience, nap, || has_room(head) || self.is_dead()) {
-                        return false;
-                    }
-                }
-                if self.is_dead() || !is_held(head) {
+                // A reader rings when it has read; of what nobody reads, the end is seen after a short sleep.
+                let ready = || {
+                    found = look();
+                    found.is_some() || self.is_dead()
+                };
+                if Bell(&self.read_bell).wait(&mut patience, Deadline::after(Duration::from_millis(1)), ready) {
                     return true;
                 }
-                // Somebody has not read what was answered there, and may be long in coming. The slot stays as it is, and the device passes it like one
-                // that was cancelled.
-                head = self.pass(head);
-                skipped += 1;
-                if skipped % RING == 0 {
-                    // All are held.
-                    pause(Duration::from_millis(1));
-                    if nap.passed() {
-                        return false;
-                    }
+                if nap.passed() {
+                    return false;
                 }
             }
         });
-        if !free {
-            return Err(self.no_answer());
-        }
         self.alive()?;
-        Ok(head)
+        match found {
+            Some(record) => Ok(record),
+            // The device has done its part: it is this program's threads that do not get to theirs.
+            None if in_time || self.done(head) => Err(DeviceError::NoMemory),
+            None => Err(self.no_answer()),
+        }
     }
 
     /// Makes sure that some thread of the device looks at the ring: one that is awake does so anyway; else the worker whose fault this thread
@@ -227,17 +246,17 @@ impl Context {
         }
     }
 
-    /// Waits until the commands before `seq` are done. False if the device missed its time limit or died.
-    fn wait_done(&self, seq: u32) -> bool {
-        let done = || self.done(seq) || self.is_dead();
+    /// Waits until this command and those before it are done. False if the device missed its time limit or died.
+    fn wait_done(&self, posted: Posted) -> bool {
+        let done = || self.done(posted.number) || self.is_dead();
         let mut patience = Patience::new(ACK_PATIENCE);
         if !patience.spin(&mut { done }) {
             // Whoever we relied on may have been stopped by the scheduler; the command thread has nothing else to do.
             Bell(self.shm.command_bell()).ring();
-            let bell = Bell(self.shm.command(seq.wrapping_sub(1)).bell);
+            let bell = Bell(self.shm.command(posted.record).bell);
             in_naps(self.facts.limit, |nap| bell.wait(&mut Patience::new(Duration::ZERO), nap, done));
         }
-        self.done(seq)
+        self.done(posted.number)
     }
 
     /// Queues a revoke. It takes effect with the next `flush`.
@@ -248,10 +267,12 @@ impl Context {
     /// Has everything queued so far carried out, and waits for it.
     pub(crate) fn flush(&self) -> Result<(), DeviceError> {
         self.alive()?;
-        let seq = self.head.load(Ordering::SeqCst);
-        if !self.done(seq) {
+        let number = self.head.load(Ordering::SeqCst);
+        if !self.done(number) {
             self.dispatch();
-            if !self.wait_done(seq) {
+            // While it is not done, its place in the order is nobody else's.
+            let record = self.order[number.wrapping_sub(1) as usize % RING].load(Ordering::Relaxed);
+            if !self.wait_done(Posted { number, record }) {
                 return Err(self.no_answer());
             }
         }
@@ -262,11 +283,20 @@ impl Context {
     /// Posts a command and waits for its result: a [`reply`] and a number that goes with it. On `Err(NoAnswer)` the
     /// command will not be carried out any more, or the process is being killed.
     pub(crate) fn call(&self, c: &Command) -> Result<(u32, u64), DeviceError> {
-        let seq = self.post(c, true)?;
-        let index = seq.wrapping_sub(1);
-        let slot = self.shm.command(index);
+        self.answer(self.begin(c)?)
+    }
+
+    /// The first half of a [`Context::call`].
+    pub(crate) fn begin(&self, c: &Command) -> Result<Posted, DeviceError> {
+        let posted = self.post(c, true)?;
         self.dispatch();
-        let answered = self.wait_done(seq);
+        Ok(posted)
+    }
+
+    /// The second half, once for each first.
+    pub(crate) fn answer(&self, posted: Posted) -> Result<(u32, u64), DeviceError> {
+        let slot = self.shm.command(posted.record);
+        let answered = self.wait_done(posted);
         if !answered && !self.is_dead() {
             let cancelled = slot.state.compare_exchange(command::PENDING, command::CANCELLED, Ordering::AcqRel, Ordering::Acquire);
             if cancelled != Err(command::DONE) {
@@ -282,7 +312,8 @@ impl Context {
         }
         let result = (slot.result.load(Ordering::Relaxed), slot.value.load(Ordering::Relaxed));
         let honest = slot.state.load(Ordering::Acquire) == command::DONE;
-        self.held[index as usize % RING].store(false, Ordering::Release);
+        self.records[posted.record as usize].store(FREE, Ordering::Release);
+        Bell(&self.read_bell).ring();
         if !honest {
             // It says that the command is done, and has not done it: it could still begin, so nothing but the end of the process is sure.
             self.kill.store(true, Ordering::SeqCst);
@@ -318,5 +349,79 @@ impl Command {
     /// Taking `range` away.
     pub(crate) fn release(range: VirtRange) -> Self {
         Self::on(op::RELEASE, range)
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+    use crate::device::drain_by;
+    use gmem_hal::{ByteLen, VirtAddr};
+
+    /// A context whose device is this thread.
+    struct Both {
+        context: Context,
+        draining: AtomicU32,
+    }
+
+    impl Both {
+        fn new(limit: Duration) -> Self {
+            let fd = rustix::fs::memfd_create("gmem-test", rustix::fs::MemfdFlags::CLOEXEC).expect("there is memory");
+            rustix::fs::ftruncate(&fd, Shared::LEN as u64).expect("there is memory");
+            let shm = Shared::map(&fd).expect("it can be mapped");
+            let window = VirtRange::from_len(VirtAddr::new(1 << 40), ByteLen(1 << 30)).expect("a range");
+            let facts = Facts { pmap: PmapId(1), window, host: None, workers: 1, limit, pid: 0 };
+            Self { context: Context::new(facts, shm, None), draining: AtomicU32::new(0) }
+        }
+
+        /// The device carries out all there is, and answers each with its address.
+        fn drain(&self) {
+            drain_by(&self.context.shm, &self.draining, |c| (reply::OK, c.va));
+        }
+    }
+
+    fn about(va: u64) -> Command {
+        Command { op: op::RELEASE, va, len: 4096, frame: 0, prot: 0 }
+    }
+
+    /// Some answers are never read: commands go round the ring without them, and do not wait.
+    #[test]
+    fn answers_that_are_not_read_are_in_nobodys_way() {
+        let both = Both::new(Duration::from_secs(10));
+        let unread: Vec<_> = (0..3).map(|va| both.context.begin(&about(va)).expect("there is room")).collect();
+        both.drain();
+        for round in 0..5000 {
+            let posted = both.context.begin(&about(1000 + round)).expect("there is room");
+            both.context.queue(&about(0)).expect("there is room");
+            both.drain();
+            assert_eq!(both.context.answer(posted), Ok((reply::OK, 1000 + round)));
+        }
+        for (va, posted) in (0..).zip(unread) {
+            assert_eq!(both.context.answer(posted), Ok((reply::OK, va)), "it was written over");
+        }
+    }
+
+    /// All are: who comes then is refused after the time limit, and the device is not blamed. One that is read is room for one.
+    #[test]
+    fn a_device_is_not_blamed_for_answers_that_nobody_reads() {
+        let both = Both::new(Duration::from_millis(80));
+        let mut unread: Vec<_> = (0..RING as u64).map(|va| both.context.begin(&about(va)).expect("there is room")).collect();
+        both.drain();
+        assert_eq!(both.context.queue(&about(0)), Err(DeviceError::NoMemory));
+        assert!(!both.context.failed.load(Ordering::SeqCst));
+        assert_eq!(both.context.answer(unread.remove(77)), Ok((reply::OK, 77)));
+        both.context.queue(&about(0)).expect("there is room for one");
+        both.drain();
+        both.context.flush().expect("it was done");
+        assert_eq!(both.context.answer(unread.remove(0)), Ok((reply::OK, 0)));
+    }
+
+    /// What a device does not do in time is its failure.
+    #[test]
+    fn a_ring_that_the_device_does_not_empty_is_its_failure() {
+        let both = Both::new(Duration::from_millis(80));
+        (0..RING as u64).for_each(|va| both.context.queue(&about(va)).expect("there is room"));
+        assert_eq!(both.context.queue(&about(0)), Err(DeviceError::NoAnswer));
+        assert!(both.context.failed.load(Ordering::SeqCst));
     }
 }

@@ -70,6 +70,11 @@ impl Launches {
         Ok(number)
     }
 
+    /// The records in use.
+    pub(crate) fn used(&self) -> impl Iterator<Item = u32> {
+        (0..LAUNCHES as u32).filter(|record| self.used[*record as usize].load(Ordering::SeqCst) != 0)
+    }
+
     /// Waits for the launch of this number to end, and forgets it.
     pub(crate) fn wait(&self, context: &Context, number: u32) -> Result<(), LaunchError> {
         let record = number % LAUNCHES as u32;
@@ -88,9 +93,10 @@ impl Launches {
     }
 }
 
-/// The number of the launch that runs at this turn and has this record: never 0, and not used again for millions of launches.
+/// The number of the launch that runs at this turn and has this record: never 0, and not used again for eight million launches.
 fn number(turn: u32, record: u32) -> u32 {
-    const TURNS: u32 = u32::MAX / LAUNCHES as u32;
+    // A divisor of the number of turns there are, so that nothing special happens when they wrap.
+    const TURNS: u32 = 1 << 23;
     (turn % TURNS + 1) * LAUNCHES as u32 + record
 }
 
@@ -117,5 +123,21 @@ fn last_words(context: &Context, record: u32) -> LaunchError {
     match outcome(context, record) {
         Err(LaunchError::Crashed(Crash::Abort)) => LaunchError::Crashed(Crash::Abort),
         _ => LaunchError::Device(DeviceError::Dead),
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_do_not_come_again_when_turns_wrap() {
+        let lately: Vec<u32> = (0..600).map(|i| 0u32.wrapping_sub(300).wrapping_add(i)).collect();
+        let mut numbers: Vec<u32> = lately.iter().map(|turn| number(*turn, turn % LAUNCHES as u32)).collect();
+        assert!(!numbers.contains(&0));
+        assert_eq!(number(u32::MAX, LAUNCHES as u32 - 1) % LAUNCHES as u32, LAUNCHES as u32 - 1);
+        numbers.sort_unstable();
+        numbers.dedup();
+        assert_eq!(numbers.len(), lately.len());
     }
 }

@@ -2,12 +2,12 @@
 //!
 //! The other side may change any byte at any time, so nothing here is ever a Rust reference to plain data: every field is an integer that is
 //! reached as an atomic, and what is read is copied first and checked then. The host never reads back what it must rely on; it keeps its own copy
-//! (the head of the ring, who owns which slot).
+//! (the head of each ring, who owns which record).
 //!
 //! ```text
-//! host -> device   config | ring of commands: head ........ | launches: head, records
-//! device -> host   ready  | tail, results, revoke_failed    | launches: done, records' status | one fault slot per worker
-//! bells            ready, command (device's), tail (host's), launch (device's), done (host's), per worker: fault (host's), answer (device's)
+//! host -> device   config | commands: head, order, records      | launches: head, order, records
+//! device -> host   ready  | tail, records' results, revoke_failed | records' status, over          | one fault slot per worker
+//! bells            ready, command and launch (device's), one per record (host's), per worker: fault (host's), answer (device's)
 //! ```
 
 use crate::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -89,6 +89,7 @@ struct Layout {
     faults: [FaultLayout; MAX_CORES],
     launch_order: [Word; LAUNCHES],
     launches: [LaunchLayout; LAUNCHES],
+    command_order: [Word; RING],
     commands: [CommandLayout; RING],
 }
 
@@ -183,7 +184,7 @@ pub(crate) struct CommandSlot<'a> {
     pub(crate) len: &'a AtomicU64,
     pub(crate) frame: &'a AtomicU64,
     pub(crate) value: &'a AtomicU64,
-    /// Rings when the device has passed the slot. Each slot has one of its own, so that of many callers only those wake who have to.
+    /// Rings when the device is done with it. Each record has one of its own, so that of many callers only those wake who have to.
     pub(crate) bell: &'a AtomicU32,
 }
 
@@ -244,8 +245,9 @@ impl Shared {
         Config::from_words(std::array::from_fn(|i| long!(self.config[i]).load(Ordering::SeqCst)))
     }
 
-    pub(crate) fn command(&self, index: u32) -> CommandSlot<'_> {
-        let i = index as usize % RING;
+    /// The record of a command.
+    pub(crate) fn command(&self, record: u32) -> CommandSlot<'_> {
+        let i = record as usize % RING;
         CommandSlot {
             state: word!(self.commands[i].state),
             op: word!(self.commands[i].op),
@@ -286,7 +288,13 @@ impl Shared {
         }
     }
 
-    /// The record of the launch that is the `turn`th to run, wrapping: records are used again in the order in which their launches were waited for, which is any.
+    /// The record of the command that is the `turn`th to be carried out, wrapping. Records are used again in any order, so that one whose result is read late is in
+    /// nobody's way.
+    pub(crate) fn command_record(&self, turn: u32) -> &AtomicU32 {
+        word!(self.command_order[turn as usize % RING])
+    }
+
+    /// The same of the launch that is the `turn`th to run.
     pub(crate) fn launch_record(&self, turn: u32) -> &AtomicU32 {
         word!(self.launch_order[turn as usize % LAUNCHES])
     }

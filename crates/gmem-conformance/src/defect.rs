@@ -83,6 +83,8 @@ defects! {
     InvalidateBasePageOnly = "invalidate-base-page-only", Plain, "invalidated-translation-is-not-used";
     /// Of a large page only the first 4 KiB lose access.
     ProtectBasePageOnly = "protect-base-page-only", Plain, "lowered-access-is-enforced";
+    /// A page is answered as entered, and is not.
+    EnterForgotten = "enter-forgotten", Plain, "resolved-fault-has-resolved";
     /// Of a large page only the first 4 KiB are entered.
     EnterBasePageOnly = "enter-base-page-only", Plain, "copies-are-whole";
     /// Half of a blank page is zeroed.

@@ -122,9 +122,11 @@ pub trait Device: Send + Sync {
     }
 
     /// Called when the memory `range` is registered and becomes `hnode`, before the first frame of it is used. A device may have up to [`MAX_MEMORIES`] of them.
-    /// [`DeviceError::BadRequest`] says that the device has no such memory: only the driver knows. After an error it is not registered, and not taken back either.
-    fn memory_registered(&self, _hnode: HnodeId, _range: PhysRange) -> Result<(), DeviceError> {
-        Ok(())
+    /// A driver must refuse what its device has not, by [`DeviceError::BadRequest`]: only it knows, and the core hands out frames of whatever is registered. As provided
+    /// it accepts what [`physical_memory`](Self::physical_memory) lists and nothing else. After an error the memory is not registered, and not taken back either.
+    fn memory_registered(&self, _hnode: HnodeId, range: PhysRange) -> Result<(), DeviceError> {
+        let is_there = |part: &PhysRange| part.begin <= range.begin && range.end <= part.end;
+        if self.physical_memory().iter().any(is_there) { Ok(()) } else { Err(DeviceError::BadRequest) }
     }
 
     /// Called when memory was taken back: no frame of it is used nor being copied, and once this has returned the number may be given to memory of any device.

@@ -37,8 +37,8 @@ pub enum EvictOutcome {
 /// handler of the program that touches unified memory must not interrupt the core. Only such threads have gmem's descriptors, too: from any other the host would answer
 /// [`HostError::ForeignThread`](crate::HostError::ForeignThread). All calls may block while pages move, and none may be made from inside a callback for the same page.
 pub trait Upcalls: Send + Sync {
-    /// The device could not translate `va` for `access` in `pmap` (`gm_dev_fault`). One fault brings the whole page, zeros if nobody wrote it. After `Ok` the access can be replayed; after
-    /// `Err` it has not happened and never will: it ends with the error. `hint`: none, or mark hot.
+    /// The device could not translate `va` for `access` in `pmap` (`gm_dev_fault`). One fault brings the whole page, zeros if nobody wrote it. After `Ok` the access can be replayed, and goes on
+    /// while the page is there (a translation cached before may cause one more fault); after `Err` it has not happened and never will: it ends with the error. `hint`: none, or mark hot.
     fn device_fault(&self, device: DeviceId, pmap: PmapId, va: VirtAddr, access: Access, hint: Option<FaultHint>)
     -> Result<(), FaultError>;
 

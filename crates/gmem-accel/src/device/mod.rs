@@ -23,12 +23,14 @@ mod worker;
 pub(crate) use board::Board;
 pub(crate) use entry::{ENV, FIRST_FD, linked};
 pub(crate) use peer::MARK;
+#[cfg(test)]
+pub(crate) use ring::drain_by;
 pub(crate) use ring::{op, reply};
 #[cfg(all(test, loom))]
 pub(crate) use {
     ask::ask,
     crew::{Crew, record},
-    ring::{drain_by, pending},
+    ring::pending,
 };
 
 use crate::shm::{Config, MAX_CORES, Shared};

@@ -90,20 +90,22 @@ pub(crate) fn drain_by(shm: &Shared, draining: &AtomicU32, perform: impl Fn(&Com
         }
         let mut tail = shm.tail().load(Ordering::Relaxed);
         while tail != shm.head().load(Ordering::Acquire) {
-            carry_out(shm, tail, &perform);
-            let passed = Bell(shm.command(tail).bell);
+            // The host wrote it before it counted the command.
+            let record = shm.command_record(tail).load(Ordering::Relaxed);
+            carry_out(shm, record, &perform);
             tail = tail.wrapping_add(1);
             shm.tail().store(tail, Ordering::SeqCst);
-            passed.ring();
+            // By now the record may be another command's; then this wakes somebody for nothing.
+            Bell(shm.command(record).bell).ring();
         }
         draining.store(0, Ordering::SeqCst);
     }
 }
 
-fn carry_out(shm: &Shared, index: u32, perform: impl Fn(&Command) -> (u32, u64)) {
-    let slot = shm.command(index);
+fn carry_out(shm: &Shared, record: u32, perform: impl Fn(&Command) -> (u32, u64)) {
+    let slot = shm.command(record);
     if slot.state.compare_exchange(command::PENDING, command::TAKEN, Ordering::AcqRel, Ordering::Relaxed).is_err() {
-        return; // cancelled, or passed over because its last answer is not read yet
+        return; // cancelled
     }
     let c = Command {
         op: slot.op.load(Ordering::Relaxed),

@@ -4,7 +4,7 @@ use super::bytes::Bytes;
 use super::rig::{FOREIGN, HNODE, LIMIT, MEMORY, PAGE, WORKERS, config, rig, window};
 use super::scene::{Playing, Scene};
 use super::step::Step;
-use crate::context::{Command, Context, Facts};
+use crate::context::{Command, Context, Facts, Posted};
 use crate::device::Board;
 use crate::faults;
 use crate::machine::Machine;
@@ -49,6 +49,8 @@ pub(super) struct Host {
     /// The next word to write into a home.
     next_word: u64,
     launches: Vec<u32>,
+    /// Commands whose answers nobody has read.
+    unread: Vec<Posted>,
 }
 
 impl Host {
@@ -68,7 +70,7 @@ impl Host {
         let context = Arc::new(Context::new(facts, ours, mirror));
         machine.table.insert(pmap, context.clone());
         let (scene, playing) = Scene::play(peer, context, board);
-        let host = Self { scene, _playing: playing, pmap, peer, next_word: 1, launches: Vec::new() };
+        let host = Self { scene, _playing: playing, pmap, peer, next_word: 1, launches: Vec::new(), unread: Vec::new() };
         if peer {
             let all = host.machine().va_alloc_fixed(pmap, window(), Prot::RW);
             assert_eq!(all, Ok(()), "the device is honest and its window empty");
@@ -102,14 +104,21 @@ impl Host {
             }
             letter::FLUSH => {
                 let _ = self.machine().tlb_invalidate(self.pmap, range);
+                if n & 1 != 0 && !self.unread.is_empty() {
+                    let posted = self.unread.remove(usize::from(n) % self.unread.len());
+                    self.answer(posted);
+                }
             }
-            letter::CALL => self.call(&Command {
-                op: u32::from(n),
-                va: one,
-                len: if how & 0x40 == 0 { len } else { two },
-                frame: two,
-                prot: how.into(),
-            }),
+            letter::CALL => {
+                let len = if how & 0x40 == 0 { len } else { two };
+                let posted = self.begin(&Command { op: u32::from(n), va: one, len, frame: two, prot: how.into() });
+                match posted {
+                    // It is read later, or never.
+                    Ok(posted) if how & 0x20 != 0 => self.unread.push(posted),
+                    Ok(posted) => self.answer(posted),
+                    Err(_) => {}
+                }
+            }
             letter::START => {
                 let args = [one, two].repeat(usize::from(n) % 10);
                 self.launches.extend(context.launches.start(&context, n.into(), &args, n & 1 == 0));
@@ -144,15 +153,22 @@ impl Host {
         self.check();
     }
 
-    /// A command as it comes. One that was not answered will not be carried out any more, or its device is killed.
-    fn call(&self, c: &Command) {
-        let context = &self.scene.context;
-        let index = context.shm.head().load(Ordering::SeqCst);
-        let was_asked = !context.is_dead() && !context.failed.load(Ordering::SeqCst);
+    /// A command as it comes.
+    fn begin(&self, c: &Command) -> Result<Posted, DeviceError> {
         self.scene.honest.set(false);
-        let result = context.call(c);
-        let state = context.shm.command(index).state.load(Ordering::SeqCst);
-        if was_asked && result == Err(DeviceError::NoAnswer) && context.shm.head().load(Ordering::SeqCst) != index {
+        let result = self.scene.context.begin(c);
+        if let Ok(posted) = &result {
+            assert!(self.unread.iter().all(|other| other.record != posted.record), "a record that is not read yet is used again");
+        }
+        result
+    }
+
+    /// Its answer. A command that was not answered will not be carried out any more, or its device is killed.
+    fn answer(&self, posted: Posted) {
+        let context = &self.scene.context;
+        let result = context.answer(posted);
+        let state = context.shm.command(posted.record).state.load(Ordering::SeqCst);
+        if result == Err(DeviceError::NoAnswer) {
             let over = state != command::PENDING && state != command::TAKEN;
             assert!(
                 over || context.kill.load(Ordering::SeqCst) || context.is_dead(),

@@ -65,7 +65,7 @@ impl Step {
             Self::Wait => {}
             Self::Answer { result, value } => {
                 let tail = shm.tail().load(SeqCst);
-                let slot = shm.command(tail);
+                let slot = shm.command(shm.command_record(tail).load(SeqCst));
                 slot.result.store(result, SeqCst);
                 slot.value.store(value, SeqCst);
                 slot.state.store(command::DONE, SeqCst);
@@ -75,7 +75,7 @@ impl Step {
                 shm.tail().fetch_add(by, SeqCst);
             }
             Self::Command { back, field, value } => {
-                let slot = shm.command(shm.head().load(SeqCst).wrapping_sub(1 + u32::from(back)));
+                let slot = shm.command(shm.command_record(shm.head().load(SeqCst).wrapping_sub(1 + u32::from(back))).load(SeqCst));
                 match field % 8 {
                     0 => slot.state.store(value as u32, SeqCst),
                     1 => slot.op.store(value as u32, SeqCst),
@@ -104,7 +104,7 @@ impl Step {
                 slot.status.store(status, SeqCst);
             }
             Self::LaunchOver(back) => {
-                let record = shm.launch_record(shm.launch_head().load(SeqCst).wrapping_sub(back)).load(SeqCst);
+                let record = shm.launch_record(shm.launch_head().load(SeqCst).wrapping_sub(1).wrapping_sub(back)).load(SeqCst);
                 shm.launch(record).over.fetch_xor(1, SeqCst);
             }
             Self::Word { which, value } => {
@@ -129,7 +129,7 @@ fn bell(context: &Context, which: u8) -> &std::sync::atomic::AtomicU32 {
     let worker = usize::from(which) / 8;
     match which % 8 {
         0 => shm.ready_bell(),
-        1 => shm.command(worker as u32).bell,
+        1 => shm.command(8 * worker as u32).bell,
         2 => shm.command_bell(),
         3 => shm.launch_bell(),
         4 => shm.launch(worker as u32).bell,

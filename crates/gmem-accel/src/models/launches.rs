@@ -1,4 +1,4 @@
-//! Launches: records in a ring of their own, and the workers that begin and end each together.
+//! Launches: records in any order, a ring that says which, and the workers that begin and end each together.
 
 use super::{Both, patience};
 use crate::device::{Crew, record};

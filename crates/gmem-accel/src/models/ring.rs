@@ -56,9 +56,9 @@ fn loom_two_callers_get_their_own_answers() {
     });
 }
 
-/// Two commands fill the ring, so one caller may find the slot of the other's answer in its way.
+/// Two commands fill the ring, so one caller may find the record of the other with an answer that is not read yet.
 #[test]
-fn loom_an_answer_that_is_not_read_is_passed_over() {
+fn loom_an_answer_that_is_not_read_keeps_its_record() {
     model_within(1, || {
         let both = Both::new(1);
         let call = |both: &Both, va: u64| {

@@ -65,7 +65,7 @@ impl Upcalls for Relay {
             return Err(FaultError::Device(DeviceError::BadRequest));
         }
         let core = self.core.upgrade().ok_or(FaultError::NotAttached)?;
-        let begun = self.observed(device).map(|observed| observed.shadow().fault_begins(pmap, va, access));
+        let begun = self.observed(device).map(|observed| observed.shadow().fault_begins(pmap, va, access, hint));
         if begun == Some(None) {
             // So that the access ends, and the check with it.
             return Err(FaultError::Device(DeviceError::BadRequest));

@@ -106,7 +106,7 @@ rules! {
     /// A callback does not wait for itself.
     SELF_WAIT: Driver, "crates/gmem-hal/src/lib.rs \"Rules that hold for every callback\"", "a callback must not call back into the core for a page it was called for";
     /// A page that was entered can be touched.
-    ENTERED_IS_USED: Driver, "gmem-hal `Mmu::pmap_enter`", "after Ok the device can touch the page without a fault; a translation cached before may cause one more";
+    ENTERED_IS_USED: Driver, "gmem-hal `Upcalls::device_fault`", "an access whose fault was answered with Ok goes on while the page is there, and does not fault for ever";
     /// Revokes do not fail for what is absent.
     ABSENT: Driver, "gmem-hal `Mmu::pmap_release`", "absent pages are no error";
 }

@@ -2,8 +2,8 @@
 
 use super::rules::{self, Breach, Rule};
 use gmem::hal::{
-    Access, ByteLen, DeviceError, DeviceId, DeviceInfo, HnodeId, Mapping, Mode, PageSize, PhysAddr, PhysRange, PmapId, PmapRequest, Prot,
-    Upcalls, VirtAddr, VirtRange,
+    Access, ByteLen, DeviceError, DeviceId, DeviceInfo, FaultHint, HnodeId, Mapping, Mode, PageSize, PhysAddr, PhysRange, PmapId,
+    PmapRequest, Prot, Upcalls, VirtAddr, VirtRange,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -55,6 +55,8 @@ pub(super) struct Fault {
     token: u64,
     pmap: PmapId,
     va: VirtAddr,
+    /// The first address of the page, if it was there with the access that was asked for.
+    needless: Option<u64>,
     /// The page, or what the device may do with it, was taken away meanwhile.
     revoked: bool,
 }
@@ -90,8 +92,9 @@ pub(super) struct Table {
     pub(super) reserved: Vec<VirtRange>,
 }
 
-/// So many faults in a row of one access to a page that is there do not end by themselves: each core of a device may report one that another has just had resolved.
-const ENDLESS: u32 = 1000;
+/// So many needless faults for one page, from which nothing was taken away between them, do not end by themselves: each access that is under way when the page comes may
+/// report one that another has just had resolved, and a device may have thousands.
+const ENDLESS: u32 = 100_000;
 
 #[derive(Default)]
 pub(super) struct Shadow {
@@ -114,8 +117,8 @@ pub(super) struct Shadow {
     pub(super) current: Option<PmapId>,
     /// Faults for pages that the table had with the access that was asked for.
     pub(super) needless: u64,
-    /// Where the last faults were needless, and how many in a row.
-    streak: Option<(PmapId, VirtAddr, Access, u32)>,
+    /// How many needless faults were answered with Ok for each page, by its table and first address, since something of it was taken away.
+    repeated: BTreeMap<(PmapId, u64), u32>,
     pub(super) answered_dead: BTreeSet<PmapId>,
     /// Callbacks that were answered with `BadRequest`, in the order of the last time.
     pub(super) refused: Vec<&'static str>,
@@ -282,44 +285,56 @@ impl Shadow {
         self.pages_in(pmap, all).into_iter().for_each(|va| self.remove(pmap, va));
     }
 
-    /// Whether the device can touch `va` so by what was entered.
-    fn can_touch(&self, pmap: PmapId, va: VirtAddr, access: Access) -> bool {
-        let page = self.tables.get(&pmap).and_then(|table| {
-            let (start, page) = table.pages.range(..=va.get()).next_back()?;
-            (start + page.len > va.get()).then_some(page)
-        });
-        page.is_some_and(|page| !page.queued && page.prot.allows(access))
+    /// The page of a table at `va`, by its first address.
+    fn page_at(&self, pmap: PmapId, va: VirtAddr) -> Option<(u64, &Mapped)> {
+        let (start, page) = self.tables.get(&pmap)?.pages.range(..=va.get()).next_back()?;
+        (start + page.len > va.get()).then_some((*start, page))
+    }
+
+    /// Whether the device can touch `va` so by what was entered. If so, the first address of the page.
+    fn can_touch(&self, pmap: PmapId, va: VirtAddr, access: Access) -> Option<u64> {
+        self.page_at(pmap, va).filter(|(_, page)| !page.queued && page.prot.allows(access)).map(|(start, _)| start)
+    }
+
+    /// Whether something is promised of a table. Of a context that was given up nothing is, and of a table that is gone or another device's nothing is known.
+    fn is_live(&self, pmap: PmapId) -> bool {
+        self.tables.get(&pmap).is_some_and(|table| !table.fenced && !table.destroyed)
     }
 
     /// The device reports a fault. `None` if it has reported this one again and again, and would go on so.
-    pub(super) fn fault_begins(&mut self, pmap: PmapId, va: VirtAddr, access: Access) -> Option<u64> {
-        let needless = self.can_touch(pmap, va, access);
-        self.needless += u64::from(needless);
-        self.streak = match self.streak {
-            Some((p, v, a, n)) if needless && (p, v, a) == (pmap, va, access) => Some((p, v, a, n + 1)),
-            _ => needless.then_some((pmap, va, access, 1)),
-        };
-        if let Some((.., n @ ENDLESS..)) = self.streak {
-            if n == ENDLESS {
+    pub(super) fn fault_begins(&mut self, pmap: PmapId, va: VirtAddr, access: Access, hint: Option<FaultHint>) -> Option<u64> {
+        // What comes with a hint is for pages that are there.
+        let needless = self.can_touch(pmap, va, access).filter(|_| hint.is_none());
+        self.needless += u64::from(needless.is_some());
+        let times = needless.filter(|_| self.is_live(pmap)).and_then(|page| self.repeated.get_mut(&(pmap, page)));
+        if let Some(times) = times
+            && *times >= ENDLESS
+        {
+            *times += 1;
+            if *times == ENDLESS + 1 {
                 let seen = format_args!(
-                    "{ENDLESS} faults in a row for {access:?} of {va} in {pmap}, where a page was entered for that, and nothing was taken away between them"
+                    "{ENDLESS} faults, the last for {access:?} of {va} in {pmap}, where a page had been entered for them; nothing was taken away between"
                 );
                 self.breach(rules::ENTERED_IS_USED, seen);
             }
             return None;
         }
         self.tokens += 1;
-        self.faults.push(Fault { token: self.tokens, pmap, va, revoked: false });
+        self.faults.push(Fault { token: self.tokens, pmap, va, needless, revoked: false });
         Some(self.tokens)
     }
 
     /// The fault was answered, with Ok or not.
     pub(super) fn fault_ends(&mut self, token: u64, access: Access, resolved: bool) {
         let Some(at) = self.faults.iter().position(|fault| fault.token == token) else { return };
-        let Fault { pmap, va, revoked, .. } = self.faults.swap_remove(at);
-        // Of a context that was given up nothing is promised, and of a table that is gone or another device's nothing is known.
-        let known = self.tables.get(&pmap).is_some_and(|table| !table.fenced && !table.destroyed);
-        if resolved && known && !revoked && !self.can_touch(pmap, va, access) {
+        let Fault { pmap, va, needless, revoked, .. } = self.faults.swap_remove(at);
+        if !resolved || revoked || !self.is_live(pmap) {
+            return;
+        }
+        if let Some(page) = needless {
+            *self.repeated.entry((pmap, page)).or_default() += 1;
+        }
+        if self.can_touch(pmap, va, access).is_none() {
             self.breach(
                 rules::RESOLVED,
                 format_args!("a fault for {access:?} of {va} in {pmap} was answered with Ok, and no page entered"),
@@ -329,7 +344,11 @@ impl Shadow {
 
     /// What the device may do in `range` begins to be taken away.
     pub(super) fn revoke_begins(&mut self, pmap: PmapId, range: VirtRange) {
-        self.streak = self.streak.filter(|(p, va, ..)| *p != pmap || !range.contains(*va));
+        let (start, end) = (range.start().get(), range.end().get());
+        let pages: Vec<_> = self.repeated.range((pmap, start)..(pmap, end)).map(|(page, _)| *page).collect();
+        for page in pages {
+            self.repeated.remove(&page);
+        }
         let concerned = self.faults.iter_mut().filter(|fault| fault.pmap == pmap && range.contains(fault.va));
         concerned.for_each(|fault| fault.revoked = true);
     }

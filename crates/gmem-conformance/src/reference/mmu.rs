@@ -94,7 +94,7 @@ impl Mmu for Reference {
             _ => page,
         };
         let entry = Entry { page, frame, prot: mapping.prot, accessed: false };
-        let entered = state.enter(self, entry);
+        let entered = self.has(Defect::EnterForgotten) || state.enter(self, entry);
         drop(state);
         if self.has(Defect::FaultsItself)
             && let Some((id, core)) = self.core()

@@ -15,7 +15,7 @@ use std::thread::JoinHandle;
 const CORES: usize = 2;
 
 /// After how many faults at one address an access gives up. Others that want the page can take it away again many times.
-const FAULTS: usize = 10_000;
+const FAULTS: usize = 1_000_000;
 
 /// Why an access of the device ended early.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -143,9 +143,6 @@ impl Device for Toy {
     fn physical_memory(&self) -> Vec<PhysRange> {
         vec![PhysRange { begin: 0, end: self.dram.len() as u64 }]
     }
-    fn memory_registered(&self, _: HnodeId, range: PhysRange) -> Result<(), DeviceError> {
-        if range.end <= self.dram.len() as u64 { Ok(()) } else { Err(DeviceError::BadRequest) }
-    }
     fn mmu(&self) -> &dyn Mmu {
         self
     }
