@@ -70,11 +70,6 @@ impl Launches {
         Ok(number)
     }
 
-    /// The records in use.
-    pub(crate) fn used(&self) -> impl Iterator<Item = u32> {
-        (0..LAUNCHES as u32).filter(|record| self.used[*record as usize].load(Ordering::SeqCst) != 0)
-    }
-
     /// Waits for the launch of this number to end, and forgets it.
     pub(crate) fn wait(&self, context: &Context, number: u32) -> Result<(), LaunchError> {
         let record = number % LAUNCHES as u32;

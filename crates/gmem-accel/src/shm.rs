@@ -7,7 +7,7 @@
 //! ```text
 //! host -> device   config | commands: head, order, records      | launches: head, order, records
 //! device -> host   ready  | tail, records' results, revoke_failed | records' status, over          | one fault slot per worker
-//! bells            ready, command and launch (device's), one per record (host's), per worker: fault (host's), answer (device's)
+//! bells            command and launch (device's), ready and one per record (host's), per worker: fault (host's), answer (device's)
 //! ```
 
 use crate::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -38,8 +38,6 @@ struct CommandLayout {
     len: Long,
     frame: Long,
     value: Long,
-    bell: Word,
-    _pad: [u32; 3],
 }
 
 #[repr(C)]
@@ -62,7 +60,7 @@ struct LaunchLayout {
     nargs: Word,
     replay: Word,
     over: Word,
-    bell: Word,
+    _pad: u32,
     va: Long,
     code: Long,
     args: [Long; crate::kernel::MAX_ARGS],
@@ -87,6 +85,9 @@ struct Layout {
     launch_bell: Word,
     _pad2: [u32; 12],
     faults: [FaultLayout; MAX_CORES],
+    // Apart from their records: the end of a device rings all of them, which shall not bring in memory that was never used.
+    launch_bells: [Word; LAUNCHES],
+    command_bells: [Word; RING],
     launch_order: [Word; LAUNCHES],
     launches: [LaunchLayout; LAUNCHES],
     command_order: [Word; RING],
@@ -257,7 +258,7 @@ impl Shared {
             len: long!(self.commands[i].len),
             frame: long!(self.commands[i].frame),
             value: long!(self.commands[i].value),
-            bell: word!(self.commands[i].bell),
+            bell: word!(self.command_bells[i]),
         }
     }
 
@@ -282,7 +283,7 @@ impl Shared {
             nargs: word!(self.launches[i].nargs),
             replay: word!(self.launches[i].replay),
             over: word!(self.launches[i].over),
-            bell: word!(self.launches[i].bell),
+            bell: word!(self.launch_bells[i]),
             va: long!(self.launches[i].va),
             code: long!(self.launches[i].code),
         }

@@ -22,7 +22,7 @@ fn loom_a_call_gets_its_own_answer() {
     });
 }
 
-/// The third takes the slot of the first, of which the result was read.
+/// The third takes the record of the first, of which the result was read.
 #[test]
 fn loom_slots_are_used_again() {
     model_within(1, || {

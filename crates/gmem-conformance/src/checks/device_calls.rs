@@ -186,8 +186,11 @@ fn memory_the_device_has_not_is_refused(case: &Case<'_>) -> Outcome {
         return Err(Stop::NotApplicable("the device has as many pools of memory as it can have, so the core does not ask".into()));
     }
     // Far behind what it has now: there may be more to plug in right behind it.
-    let ends = world.unit.observed.physical_memory().into_iter().map(|range| range.end);
-    let far = ends.max().unwrap_or(0).next_multiple_of(2 << 20).checked_add(1 << 40);
+    let memory = [world.unit.observed.physical_memory(), world.unit.observed.registered_memory()].concat();
+    let Some(end) = memory.iter().map(|range| range.end).max() else {
+        return Err(Stop::NotApplicable("the device has no memory of its own".into()));
+    };
+    let far = end.checked_next_multiple_of(2 << 20).and_then(|end| end.checked_add(1 << 40));
     let Some(past) = far.and_then(|begin| Some(PhysRange { begin, end: begin.checked_add(2 << 20)? })) else {
         return Err(Stop::NotApplicable("the device has memory at the end of all addresses".into()));
     };

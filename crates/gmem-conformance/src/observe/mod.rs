@@ -137,7 +137,18 @@ impl Observed {
 
     /// How many faults the device reported for pages that were entered with the access that it wanted, as after a translation that was cached as absent.
     pub fn needless_faults(&self) -> u64 {
-        self.shadow().needless
+        let shadow = self.shadow();
+        shadow.needless - shadow.hinted
+    }
+
+    /// The same with a hint, which may be meant for the hint alone.
+    pub fn hinted_faults(&self) -> u64 {
+        self.shadow().hinted
+    }
+
+    /// The memory that is registered.
+    pub fn registered_memory(&self) -> Vec<gmem::hal::PhysRange> {
+        self.shadow().memory.iter().map(|(_, range)| *range).collect()
     }
 
     /// The context that the driver was last told to make the current one, and did.

@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::Weak;
 use std::thread::ThreadId;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// What was copied so far, in bytes, by calls that were answered with Ok: by the copy engine, and by a peer that was told to.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
@@ -55,8 +55,8 @@ pub(super) struct Fault {
     token: u64,
     pmap: PmapId,
     va: VirtAddr,
-    /// The first address of the page, if it was there with the access that was asked for.
-    needless: Option<u64>,
+    /// If the page was there with the access that was asked for: its first address, and how many tenths it counts.
+    needless: Option<(u64, u64)>,
     /// The page, or what the device may do with it, was taken away meanwhile.
     revoked: bool,
 }
@@ -93,8 +93,25 @@ pub(super) struct Table {
 }
 
 /// So many needless faults for one page, from which nothing was taken away between them, do not end by themselves: each access that is under way when the page comes may
-/// report one that another has just had resolved, and a device may have thousands.
-const ENDLESS: u32 = 100_000;
+/// report one that another has just had resolved, and a device may have thousands. One with a hint, which may be meant for the hint alone, counts a tenth.
+const ENDLESS: u64 = 100_000;
+
+/// Fewer do not either if they go on for so long.
+const LASTING: (u64, Duration) = (1_000, Duration::from_secs(5));
+
+/// The needless faults of a page.
+pub(super) struct Repeated {
+    tenths: u64,
+    since: Instant,
+    /// It was told.
+    named: bool,
+}
+
+impl Repeated {
+    fn is_endless(&self) -> bool {
+        self.tenths >= 10 * ENDLESS || self.tenths >= 10 * LASTING.0 && self.since.elapsed() >= LASTING.1
+    }
+}
 
 #[derive(Default)]
 pub(super) struct Shadow {
@@ -117,8 +134,10 @@ pub(super) struct Shadow {
     pub(super) current: Option<PmapId>,
     /// Faults for pages that the table had with the access that was asked for.
     pub(super) needless: u64,
-    /// How many needless faults were answered with Ok for each page, by its table and first address, since something of it was taken away.
-    repeated: BTreeMap<(PmapId, u64), u32>,
+    /// Of them, those that came with a hint.
+    pub(super) hinted: u64,
+    /// The needless faults that were answered with Ok for each page, by its table and first address, since something of it was taken away.
+    repeated: BTreeMap<(PmapId, u64), Repeated>,
     pub(super) answered_dead: BTreeSet<PmapId>,
     /// Callbacks that were answered with `BadRequest`, in the order of the last time.
     pub(super) refused: Vec<&'static str>,
@@ -281,6 +300,7 @@ impl Shadow {
     pub(super) fn died(&mut self, pmap: PmapId) {
         let Some(table) = self.tables.get_mut(&pmap) else { return };
         (table.fenced, table.dead) = (true, true);
+        self.repeated.retain(|(other, _), _| *other != pmap);
         let all = table.range;
         self.pages_in(pmap, all).into_iter().for_each(|va| self.remove(pmap, va));
     }
@@ -303,23 +323,24 @@ impl Shadow {
 
     /// The device reports a fault. `None` if it has reported this one again and again, and would go on so.
     pub(super) fn fault_begins(&mut self, pmap: PmapId, va: VirtAddr, access: Access, hint: Option<FaultHint>) -> Option<u64> {
-        // What comes with a hint is for pages that are there.
-        let needless = self.can_touch(pmap, va, access).filter(|_| hint.is_none());
+        let needless = self.can_touch(pmap, va, access);
         self.needless += u64::from(needless.is_some());
-        let times = needless.filter(|_| self.is_live(pmap)).and_then(|page| self.repeated.get_mut(&(pmap, page)));
-        if let Some(times) = times
-            && *times >= ENDLESS
-        {
-            *times += 1;
-            if *times == ENDLESS + 1 {
+        // What comes with a hint may be meant for the hint alone.
+        self.hinted += u64::from(needless.is_some() && hint.is_some());
+        let repeated = needless.filter(|_| self.is_live(pmap)).and_then(|page| self.repeated.get_mut(&(pmap, page)));
+        if let Some(repeated) = repeated.filter(|repeated| repeated.is_endless()) {
+            let faults = repeated.tenths / 10;
+            if !std::mem::replace(&mut repeated.named, true) {
                 let seen = format_args!(
-                    "{ENDLESS} faults, the last for {access:?} of {va} in {pmap}, where a page had been entered for them; nothing was taken away between"
+                    "{faults} faults, the last for {access:?} of {va} in {pmap}, where a page had been entered for them; nothing was taken away between"
                 );
                 self.breach(rules::ENTERED_IS_USED, seen);
             }
             return None;
         }
         self.tokens += 1;
+        let tenths = if hint.is_some() { 1 } else { 10 };
+        let needless = needless.map(|page| (page, tenths));
         self.faults.push(Fault { token: self.tokens, pmap, va, needless, revoked: false });
         Some(self.tokens)
     }
@@ -331,8 +352,9 @@ impl Shadow {
         if !resolved || revoked || !self.is_live(pmap) {
             return;
         }
-        if let Some(page) = needless {
-            *self.repeated.entry((pmap, page)).or_default() += 1;
+        if let Some((page, tenths)) = needless {
+            let fresh = || Repeated { tenths: 0, since: Instant::now(), named: false };
+            self.repeated.entry((pmap, page)).or_insert_with(fresh).tenths += tenths;
         }
         if self.can_touch(pmap, va, access).is_none() {
             self.breach(
