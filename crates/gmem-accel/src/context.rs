@@ -425,7 +425,7 @@ mod tests {
         assert_eq!(both.context.answer(unread.pop().expect("it was begun")), Ok((reply::OK, 7)));
     }
 
-    /// Nobody reads them: that ends the context, and not the next caller's patience.
+    /// Nobody reads them: after the time limit that ends the context.
     #[test]
     fn answers_that_nobody_reads_end_the_context() {
         let both = Both::new(Duration::from_millis(80));

@@ -24,7 +24,7 @@ fn loom_a_call_gets_its_own_answer() {
 
 /// The third takes the record of the first, of which the result was read.
 #[test]
-fn loom_slots_are_used_again() {
+fn loom_records_of_commands_are_used_again() {
     model_within(1, || {
         let both = Both::new(1);
         together(
@@ -41,36 +41,32 @@ fn loom_slots_are_used_again() {
     });
 }
 
-#[test]
-fn loom_two_callers_get_their_own_answers() {
-    model_within(1, || {
+/// Two callers, each with calls of its own one after another.
+fn each_caller_gets_its_answers(calls: [&'static [u64]; 2]) {
+    model_within(1, move || {
         let both = Both::new(1);
-        let call = |both: &Both, va: u64| {
+        let call = move |both: &Both, va: u64| {
             assert_eq!(both.context.call(&about(va)), Ok((0, va + 1)));
-            assert_eq!(u64::from(both.performed()) & va, va, "the answer came before what it tells of");
-            if both.performed() == 3 {
+            let performed = u64::from(both.performed());
+            assert_eq!(performed & va, va, "the answer came before what it tells of");
+            if performed == calls.concat().iter().sum() {
                 both.context.ask_to_exit();
             }
         };
-        together(&both, vec![Box::new(Both::command_thread), Box::new(move |b| call(b, 1)), Box::new(move |b| call(b, 2))]);
+        let [one, two] = calls.map(|vas| move |both: &Both| vas.iter().for_each(|va| call(both, *va)));
+        together(&both, vec![Box::new(Both::command_thread), Box::new(one), Box::new(two)]);
     });
+}
+
+#[test]
+fn loom_two_callers_get_their_own_answers() {
+    each_caller_gets_its_answers([&[1], &[2]]);
 }
 
 /// Two commands fill the ring, so one caller may find the record of the other with an answer that is not read yet.
 #[test]
 fn loom_an_answer_that_is_not_read_keeps_its_record() {
-    model_within(1, || {
-        let both = Both::new(1);
-        let call = |both: &Both, va: u64| {
-            assert_eq!(both.context.call(&about(va)), Ok((0, va + 1)));
-            if both.performed() == 7 {
-                both.context.ask_to_exit();
-            }
-        };
-        let calls: [&[u64]; 2] = [&[1], &[2, 4]];
-        let [one, two] = calls.map(|vas| move |both: &Both| vas.iter().for_each(|va| call(both, *va)));
-        together(&both, vec![Box::new(Both::command_thread), Box::new(one), Box::new(two)]);
-    });
+    each_caller_gets_its_answers([&[1], &[2, 4]]);
 }
 
 /// More commands than the ring has room for, of which nobody reads the results.

@@ -20,9 +20,7 @@ impl GmemFd {
         assert!(threads.is_current(), "a descriptor of gmem was opened outside its threads");
         Self { fd: ManuallyDrop::new(fd), threads: threads.clone() }
     }
-}
 
-impl GmemFd {
     /// The descriptor; `EBADF` in a thread that has another table, where the same number is nothing, or something else.
     pub(crate) fn here(&self) -> Result<BorrowedFd<'_>, Errno> {
         if self.threads.lend_descriptors() { Ok(self.fd.as_fd()) } else { Err(Errno::BADF) }
