@@ -104,7 +104,8 @@ impl core::error::Error for LaunchError {}
 
 /// Kernels on a device.
 pub trait Compute: Send + Sync {
-    /// Starts a launch. Launches of one context run in the order they were started. Does not wait for the kernel.
+    /// Starts a launch. Launches of one context run in the order they were started. Does not wait for the kernel; a device that can be given no more launches waits for
+    /// one of those before to end, and for nobody to wait for them.
     fn start(&self, request: &LaunchRequest<'_>) -> Result<Ticket, LaunchError>;
 
     /// Waits for a launch to end, and forgets it. Blocks for as long as the kernel runs; ends with an error when the device dies, of which the driver tells the core

@@ -8,16 +8,26 @@ use gmem_hal::{DeviceId, FaultError, LaunchError, SpaceId, Ticket};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
-/// The launches of a device that hold memory, so that one that finds none left can wait for another to end.
+/// Launches take memory of a device one after the other, and hold it side by side. One that does not find enough waits for those that hold some to end. If several took
+/// memory at the same time, each could find what the others have taken in part, let go of its own, and begin again with them, for ever.
 #[derive(Debug, Default)]
 pub(crate) struct Holding {
-    /// How many there are or are being made, and how often one ended or could not be made.
-    state: Mutex<(usize, u64)>,
-    ended: Condvar,
+    state: Mutex<State>,
+    changed: Condvar,
 }
 
-/// How often a launch that met others is tried. Each try ends with one of them, so this is reached only by a program that starts launches faster than they end.
-const MOST_TRIES: usize = 10_000;
+#[derive(Debug, Default)]
+struct State {
+    /// Launches that came for memory, and those that have it or were refused: the turn is that of the one between.
+    came: u64,
+    served: u64,
+    /// Launches that hold memory, and how many did and ended.
+    held: usize,
+    ended: u64,
+}
+
+/// The turn to take memory; the next one's on drop.
+struct Turn<'a>(&'a Holding);
 
 /// Memory held for a launch; let go on drop.
 pub(crate) struct Hold {
@@ -36,54 +46,65 @@ impl Hold {
         }
         let holding = device.inner.holding.clone();
         let device = device.id();
-        let mut tries = 0;
+        let turn = holding.turn();
         loop {
-            // Counted before it is tried: two that get half of the memory each must know of each other.
-            let (before, then) = holding.begin();
-            let refused = match core.hold(space, Some(device), ranges) {
-                Ok(()) => return Ok(Some(Self { core: core.clone(), space, device, ranges: ranges.to_vec(), holding })),
-                Err(refused) => refused,
-            };
-            let (others, now) = holding.end();
-            let alone = before == 0 && others == 0 && now == then;
-            match refused {
-                RangeError::Fault(_, FaultError::NoDeviceMemory) if !alone && tries < MOST_TRIES => {
-                    tries += 1;
-                    holding.wait(others, now);
-                }
-                refused => return Err(refused.into()),
+            let (others, ended) = turn.others();
+            match core.hold(space, Some(device), ranges) {
+                Ok(()) => break,
+                Err(RangeError::Fault(_, FaultError::NoDeviceMemory)) if others > 0 => turn.wait(ended),
+                Err(refused) => return Err(refused.into()),
             }
         }
+        turn.0.state().held += 1;
+        drop(turn);
+        Ok(Some(Self { core: core.clone(), space, device, ranges: ranges.to_vec(), holding }))
     }
 }
 
 impl Holding {
-    fn state(&self) -> MutexGuard<'_, (usize, u64)> {
+    fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// One more, which may not come to be. Answers how many others there are, and how many have ended.
-    fn begin(&self) -> (usize, u64) {
-        let mut state = self.state();
-        let before = *state;
-        state.0 += 1;
-        before
+    fn wait_while(&self, state: MutexGuard<'_, State>, mut what: impl FnMut(&State) -> bool) {
+        drop(self.changed.wait_while(state, |state| what(state)).unwrap_or_else(PoisonError::into_inner));
     }
 
-    /// One less. Answers how many others there are, and how many had ended before.
-    fn end(&self) -> (usize, u64) {
+    /// Waits for those that came before.
+    fn turn(&self) -> Turn<'_> {
         let mut state = self.state();
-        let ended = state.1;
-        *state = (state.0 - 1, ended + 1);
-        self.ended.notify_all();
-        (state.0, ended)
+        let number = state.came;
+        state.came += 1;
+        self.wait_while(state, |state| state.served != number);
+        Turn(self)
     }
 
-    /// Waits for one of `others` to end, if there are any; `ended` is what [`Holding::end`] said to the caller.
-    fn wait(&self, others: usize, ended: u64) {
-        if others > 0 {
-            drop(self.ended.wait_while(self.state(), |state| state.1 == ended + 1).unwrap_or_else(PoisonError::into_inner));
-        }
+    /// A launch that held memory has let it go.
+    fn end(&self) {
+        let mut state = self.state();
+        state.held -= 1;
+        state.ended += 1;
+        self.changed.notify_all();
+    }
+}
+
+impl Turn<'_> {
+    /// How many launches hold memory, and how many have ended.
+    fn others(&self) -> (usize, u64) {
+        let state = self.0.state();
+        (state.held, state.ended)
+    }
+
+    /// Waits until more have ended than so many.
+    fn wait(&self, ended: u64) {
+        self.0.wait_while(self.0.state(), |state| state.ended == ended);
+    }
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        self.0.state().served += 1;
+        self.0.changed.notify_all();
     }
 }
 
