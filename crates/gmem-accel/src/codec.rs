@@ -28,7 +28,7 @@ const HOST: [HostError; 11] = [
     HostError::TooManyInThread,
 ];
 
-const PLAIN: [FaultError; 7] = [
+const PLAIN: [FaultError; 8] = [
     FaultError::NotMapped,
     FaultError::Protection,
     FaultError::NoDeviceMemory,
@@ -36,6 +36,7 @@ const PLAIN: [FaultError; 7] = [
     FaultError::NotAttached,
     FaultError::TooManyHolds,
     FaultError::NotNamed,
+    FaultError::PageTooLarge,
 ];
 
 const KIND_PLAIN: u64 = 1;

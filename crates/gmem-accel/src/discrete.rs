@@ -3,11 +3,19 @@
 use crate::builder::Builder;
 use crate::machine::Machine;
 use gmem_hal::{ByteLen, DeviceError, PhysRange, PmapId};
+use std::fmt;
 
 /// A discrete accelerator: memory of its own, an MMU of its own, cores of its own, each context in a process of its own.
 ///
 /// Give it to the core as a [`gmem_hal::Device`] and register [`Discrete::memory`]. Dropping it ends its processes, blocking for the time limit at most.
 pub struct Discrete(Machine);
+
+impl fmt::Debug for Discrete {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let info = gmem_hal::Device::info(self);
+        f.debug_struct("Discrete").field("name", &info.name).field("memory", &self.memory()).finish_non_exhaustive()
+    }
+}
 
 impl Discrete {
     /// Describes a device: 64 MiB of memory, as many cores as this machine has, replayable, unless told otherwise.

@@ -8,6 +8,7 @@ use crate::shm::MAX_CORES;
 use gmem_hal::{ByteLen, Compute, CopyEngine, Device, DeviceError, DeviceId, DeviceInfo, LaunchError, LaunchRequest, Mapping, Mmu};
 use gmem_hal::{Capabilities, Modes, PageSizes, PhysAddr, PmapId, PmapRequest, Prot, Ticket, Upcalls, VirtRange};
 use std::collections::HashMap;
+use std::fmt;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::JoinHandle;
 
@@ -116,6 +117,12 @@ impl Pool {
             }
             next += 1;
         }
+    }
+}
+
+impl fmt::Debug for Integrated {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Integrated").field("name", &self.info.name).field("cores", &self.cores).finish_non_exhaustive()
     }
 }
 

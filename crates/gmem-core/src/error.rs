@@ -253,6 +253,13 @@ pub enum RangeError {
     NotPinned(VirtAddr),
     /// A page could not be brought where it should be.
     Fault(VirtAddr, FaultError),
+    /// More is to be held at once than the device may have in its memory, whoever else has some there.
+    DoesNotFit {
+        /// What was asked for, in whole pages.
+        asked: ByteLen,
+        /// What the device's memories may hold, by their limits.
+        room: ByteLen,
+    },
     /// No memory for metadata.
     OutOfMemory(OutOfMemory),
     /// A peer device failed.
@@ -281,6 +288,11 @@ impl fmt::Display for RangeError {
             Self::TooManyPins(va) => write!(f, "the page at {va} is pinned or held as often as can be counted"),
             Self::NotPinned(va) => write!(f, "the page at {va} is not pinned"),
             Self::Fault(va, e) => write!(f, "the page at {va}: {e}"),
+            Self::DoesNotFit { asked, room } => write!(
+                f,
+                "{asked} of memory in whole pages are needed on the device at once, and it may hold {room}: name less in one launch, use smaller pages, \
+                 or raise the device's limit"
+            ),
             Self::OutOfMemory(e) => e.fmt(f),
             Self::Peer(e) => e.fmt(f),
             Self::Host(e) => e.fmt(f),

@@ -15,7 +15,8 @@ use crate::space::{Contexts, Guard, Region, Space};
 use alloc::sync::Arc;
 use arrayvec::ArrayVec;
 use gmem_hal::{
-    ByteLen, DeviceError, Event, FaultError, Host, Mapping, Mode, Pages, PeerError, PeerMap, PeerUnmap, PhysAddr, Platform, Prot, VirtRange,
+    ByteLen, DeviceError, Event, FaultError, Host, Mapping, Mode, PageSize, Pages, PeerError, PeerMap, PeerUnmap, PhysAddr, Platform, Prot,
+    VirtRange,
 };
 
 /// Why pages move, for the counters.
@@ -314,7 +315,7 @@ impl<P: Platform> Op<'_, P> {
                 self.core.fence(&to);
                 return Err(FaultError::Device(DeviceError::BadRequest));
             }
-            Err(PeerError::NoMemory) => return Err(FaultError::NoDeviceMemory),
+            Err(PeerError::NoMemory) => return Err(no_room(&to, self.region.attrs.page_size)),
             Err(PeerError::Conflict) => return Err(FaultError::Device(DeviceError::BadRequest)),
             Err(PeerError::Device(e)) => return Err(e.into()),
         }
@@ -455,7 +456,9 @@ impl<P: Platform> Core<P> {
                     }
                     return Ok((hnode, Some(frame), phys));
                 }
-                pools.push((hnode, epoch));
+                if hnode.usable() >= size.len() {
+                    pools.push((hnode, epoch));
+                }
             }
             // Whichever pool gives something up will do.
             let mut made = false;
@@ -482,7 +485,7 @@ impl<P: Platform> Core<P> {
                 break;
             }
         }
-        Err(FaultError::NoDeviceMemory)
+        Err(no_room(&context, size))
     }
 
     fn try_take(&self, context: &Context<P>, hnode: &Arc<Hnode<P>>, op: &Op<'_, P>) -> Result<Option<(FrameId, PhysAddr)>, FaultError> {
@@ -545,4 +548,11 @@ impl<P: Platform> Core<P> {
 /// The contexts of `contexts` that hold copies of every mapping.
 pub(crate) fn replicas<P: Platform>(contexts: &Contexts<P>) -> Contexts<P> {
     contexts.iter().filter(|c| c.mode == Mode::Replicate && matches!(c.table, Table::Own(_)) && !c.is_stopped()).cloned().collect()
+}
+
+/// That the device has no memory for a page of this size: for now, or whatever leaves it.
+fn no_room<P: Platform>(context: &Context<P>, size: PageSize) -> FaultError {
+    let pools = context.device.pools();
+    let never = !pools.is_empty() && pools.iter().all(|hnode| hnode.usable() < size.len());
+    if never { FaultError::PageTooLarge } else { FaultError::NoDeviceMemory }
 }

@@ -297,6 +297,12 @@ impl<P: Platform> Hnode<P> {
         !pool.retiring && pool.used + pool.quarantined + len.get() <= pool.limit
     }
 
+    /// How many bytes may be used at once.
+    pub(crate) fn usable(&self) -> ByteLen {
+        let pool = self.pool.lock();
+        ByteLen(if pool.retiring { 0 } else { pool.limit })
+    }
+
     /// Victims that stand in the way of one frame of `size`, isolated: up to a batch of the frames in `block`, a range of that size, or in the block of the
     /// oldest frame that has only movable neighbours. Returns the block too. Looks at every frame, which is rare enough.
     pub(crate) fn pick_block(&self, size: PageSize, block: Option<u32>) -> Option<(u32, ArrayVec<Victim, EVICT_BATCH>)> {

@@ -12,7 +12,7 @@ use crate::space::{Ended, Space};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use arrayvec::ArrayVec;
-use gmem_hal::{Access, DeviceId, OutOfMemory, Platform, Prot, SpaceId, VirtRange};
+use gmem_hal::{Access, ByteLen, DeviceId, FaultError, OutOfMemory, Platform, Prot, SpaceId, VirtRange};
 
 /// A range that a launch will touch.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -31,7 +31,8 @@ impl<P: Platform> Core<P> {
     /// [`Core::unhold`]: everybody else who wants to move them waits. All or nothing. Pages are taken in the order of their addresses, so holds cannot wait for each other in a circle. May block.
     ///
     /// # Errors
-    /// [`RangeError::Fault`] with [`FaultError::NoDeviceMemory`](gmem_hal::FaultError::NoDeviceMemory) if they do not fit.
+    /// [`RangeError::DoesNotFit`] if the device's memory is too small for them; [`RangeError::Fault`] with [`FaultError::NoDeviceMemory`] if it is, for now, because of
+    /// what others hold or have pinned there.
     pub fn hold(&self, space: SpaceId, device: Option<DeviceId>, ranges: &[HoldRange]) -> Result<(), RangeError> {
         let (found, context) = self.find(space, device)?;
         let mut sorted: Vec<HoldRange> = Vec::new();
@@ -48,10 +49,34 @@ impl<P: Platform> Core<P> {
             if let Err(e) = result {
                 let taken = sorted[..n].iter().map(|hold| hold.range).chain(VirtRange::new(hold.range.start(), end));
                 self.let_go(&found, context.as_ref(), taken);
-                return Err(e);
+                return Err(match (e, &context) {
+                    (RangeError::Fault(_, FaultError::NoDeviceMemory), Some(context)) => {
+                        self.too_much(&found, context, &sorted).unwrap_or(e)
+                    }
+                    _ => e,
+                });
             }
         }
         Ok(())
+    }
+
+    /// That these ranges, sorted, do not fit on the device even if they are alone there; `None` if they do.
+    fn too_much(&self, space: &Arc<Space<P>>, context: &Context<P>, sorted: &[HoldRange]) -> Option<RangeError> {
+        let (mut asked, mut end) = (0, None);
+        for hold in sorted {
+            let counted = self.each_page(space, hold.range, |region, page| {
+                let page = region.page(page);
+                if end.is_none_or(|end| page.start() >= end) {
+                    asked += page.len().get();
+                    end = Some(page.end());
+                }
+                Ok(())
+            });
+            counted.ok()?;
+        }
+        let pools = context.device.pools();
+        let room = ByteLen(pools.iter().filter(|hnode| space.lock().allowed.contains(hnode.id)).map(|hnode| hnode.usable().get()).sum());
+        (asked > room.get()).then_some(RangeError::DoesNotFit { asked: ByteLen(asked), room })
     }
 
     /// Ends a hold made with the same `device` and `ranges`, and wakes whoever waits for the pages. A device that cannot replay faults sees them no longer, unless

@@ -22,7 +22,7 @@ impl Refuse for FaultError {
     fn refuse(&self) -> Refusal {
         match self {
             Self::NotMapped | Self::NotNamed | Self::Protection | Self::NotAttached => Refusal::Invalid,
-            Self::NoDeviceMemory | Self::TooManyHolds => Refusal::NoRoom,
+            Self::NoDeviceMemory | Self::PageTooLarge | Self::TooManyHolds => Refusal::NoRoom,
             Self::Fenced | Self::Device(_) | Self::Host(_) => Refusal::Failed,
         }
     }
@@ -32,7 +32,7 @@ impl Refuse for RangeError {
     fn refuse(&self) -> Refusal {
         match self {
             Self::Fault(_, error) => error.refuse(),
-            Self::AddressConflict => Refusal::NoRoom,
+            Self::AddressConflict | Self::DoesNotFit { .. } => Refusal::NoRoom,
             Self::OutOfMemory(_) | Self::Peer(_) | Self::Host(_) => Refusal::Failed,
             _ => Refusal::Invalid,
         }

@@ -3,7 +3,7 @@
 use gmem_core::{DeviceCallError, HoldRange, RangeError};
 use gmem_explore::CoreWorld;
 use gmem_explore::worlds::{Kind, MIXED, STANDARD};
-use gmem_hal::{Access, Backing, DeviceError, FaultError, HostError, Mode, PhysRange, Prot, VirtRange};
+use gmem_hal::{Access, Backing, ByteLen, DeviceError, HostError, Mode, PhysRange, Prot, VirtRange};
 use gmem_sim::random::{Op, Outcome, PageRun, Spot, World};
 use gmem_sim::{Callback, Injected, Sim};
 
@@ -121,7 +121,9 @@ fn a_hold_that_does_not_fit_holds_nothing() {
     let hold = |first, count| HoldRange { range: pages(&world, first, count), access: Access::Write };
     // Forty pages in 32 frames; the first range fits, the second does not.
     let refused = world.core.hold(world.spaces[0], Some(device), &[hold(20, 20), hold(0, 20)]);
-    assert!(matches!(refused, Err(RangeError::Fault(_, FaultError::NoDeviceMemory))), "{refused:?}");
+    let page = pages(&world, 0, 1).len().get();
+    let (most, room) = (ByteLen(40 * page), ByteLen(32 * page));
+    assert_eq!(refused, Err(RangeError::DoesNotFit { asked: most, room }));
     let residence = world.core.residency(world.spaces[0], pages(&world, 0, PAGES)).expect("mapped");
     assert!(residence.iter().all(|run| !run.pinned), "{residence:?}");
     world.core.hold(world.spaces[0], Some(device), &[hold(32, 32)]).expect("all frames can be had");

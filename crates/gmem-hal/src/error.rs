@@ -157,6 +157,8 @@ pub enum FaultError {
     Protection,
     /// The device's memory is full and nothing in it can be evicted.
     NoDeviceMemory,
+    /// A page of the region is larger than every memory of the device, or than what its limit leaves.
+    PageTooLarge,
     /// The context is fenced: a revoke failed, or the device died.
     Fenced,
     /// The context is not attached, or is being detached.
@@ -178,6 +180,9 @@ impl fmt::Display for FaultError {
             ),
             Self::Protection => f.write_str("the region does not allow this access"),
             Self::NoDeviceMemory => f.write_str("the device's memory is full and nothing in it can be evicted"),
+            Self::PageTooLarge => f.write_str(
+                "a page of this region is larger than what any memory of the device may hold: map the region with smaller pages, or raise the device's limit",
+            ),
             Self::Fenced => f.write_str("the context is fenced after a failure of its device"),
             Self::NotAttached => f.write_str("the context is not attached"),
             Self::TooManyHolds => f.write_str("255 launches hold this page: wait for one of them to end"),

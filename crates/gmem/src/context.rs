@@ -66,7 +66,7 @@ impl Context {
     ///
     /// # Errors
     /// [`Error::Launch`]: an address that could not be resolved, a crash of the kernel, or the death of the device; [`Error::Range`] if the memory named cannot be
-    /// held; [`Error::Fenced`] after an earlier failure.
+    /// held, because it is more than the device may have ([`RangeError::DoesNotFit`](crate::RangeError::DoesNotFit)) or others have pinned theirs; [`Error::Fenced`] after an earlier failure.
     pub unsafe fn run(&self, kernel: &Kernel, args: Args<'_>) -> Result<(), Error> {
         self.scope(|scope| {
             // SAFETY: forwarded to the caller.
@@ -198,7 +198,9 @@ pub struct Launch<'scope> {
 }
 
 impl<'scope, 'env> Scope<'scope, 'env> {
-    /// Starts a kernel on every core of the device. Launches of one context run in the order they were started.
+    /// Starts a kernel on every core of the device. Launches of one context run in the order they were started, and any number can be started. Does not wait for the kernel; if
+    /// the device can be given no more launches for now (a software accelerator: 256 of a context), waits for one of those before to end. On a device that cannot replay
+    /// faults launches are given their memory in the order they came: one that finds too little waits for those that have some to end, and those after it wait with it.
     ///
     /// # Safety
     /// As for [`Context::run`]; and no other launch that runs at the same time writes the same memory, except by atomics.

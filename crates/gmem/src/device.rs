@@ -106,7 +106,8 @@ impl Device {
         self.inner.runtime.call(|core| core.current(self.inner.id)).ok()?
     }
 
-    /// Uses at most `limit` bytes of each of the device's memory pools (`max_memsize` of the original).
+    /// Uses at most `limit` bytes of each of the device's memory pools (`max_memsize` of the original). Pages larger than that cannot be on the device any more
+    /// ([`FaultError::PageTooLarge`](gmem_hal::FaultError::PageTooLarge)).
     ///
     /// # Errors
     /// [`Error::Device`] if in one of them more is in use now, or it is smaller; then the limits are what they were.

@@ -6,7 +6,8 @@ use gmem_hal::{ByteLen, Crash, DeviceError, FaultError, LaunchError, VirtAddr};
 use std::fmt;
 
 /// A call failed; nothing it began is left behind.
-#[derive(Debug)]
+///
+/// `Debug` writes the same text as `Display`: what happened and what helps is what a `main` that returns this error prints, and a failed `unwrap`.
 #[non_exhaustive]
 pub enum Error {
     /// gmem is switched off by `GMEM=off` in the environment.
@@ -109,6 +110,12 @@ impl fmt::Display for Error {
     }
 }
 
+impl fmt::Debug for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
 impl std::error::Error for Error {}
 
 macro_rules! from {
@@ -155,5 +162,15 @@ impl Error {
                 | Self::Launch(LaunchError::Fault { error: FaultError::Fenced, .. })
                 | Self::Range(RangeError::Fault(_, FaultError::Fenced | FaultError::Device(DeviceError::Dead | DeviceError::NoAnswer)))
         )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_main_prints_says_what_to_do() {
+        assert_eq!(format!("{:?}", Error::Disabled), "gmem is switched off (GMEM=off): unset the variable to use it");
     }
 }

@@ -3,7 +3,7 @@
 mod common;
 
 use common::*;
-use gmem::hal::{FaultError, LaunchError};
+use gmem::hal::{FaultError, PhysRange};
 use gmem::{Access, Backing, ByteLen, Delivery, DeviceCallError, Error, Gmem, Mode, PageSize, Prot, RangeError, Region, State, accel};
 
 /// Every way for the CPU to get at a region, with every page size.
@@ -267,14 +267,33 @@ fn nothing_of_one_address_space_is_seen_in_the_next() {
 #[test]
 fn a_refusal_of_the_device_reaches_the_launch_as_an_error() {
     watched(|| {
-        // Pages larger than the whole device.
-        let world = World::new(accel::Discrete::builder().memory(64 << 10).cores(1), Mode::CoherentExclusive);
-        let region = world.pages(1);
-        let result = world.run(&STORE, &[at(&region, 0), 1]);
-        assert!(
-            matches!(result, Err(Error::Launch(LaunchError::Fault { error: FaultError::NoDeviceMemory, .. }))),
-            "no such frame exists: {result:?}"
-        );
-        assert_eq!(get(at(&region, 0)), 0);
+        let builder = || accel::Discrete::builder().cores(1);
+        let no_such_frame = |world: &World| {
+            let region = world.pages(1);
+            let result = world.run(&STORE, &[at(&region, 0), 1]);
+            let said = result.as_ref().err().map(ToString::to_string).unwrap_or_default();
+            assert_eq!(fault(result), (at(&region, 0), FaultError::PageTooLarge));
+            assert!(said.contains("smaller pages"), "{said}");
+            assert_eq!(get(at(&region, 0)), 0);
+        };
+        // Pages larger than the whole device, also one that has its own allocator; than each of its pools; and than what its limit leaves.
+        no_such_frame(&World::new(builder().memory(64 << 10), Mode::CoherentExclusive));
+        no_such_frame(&World::new(builder().memory(64 << 10).peer(true), Mode::CoherentExclusive));
+        let world = World::new(builder().memory(PAGE), Mode::CoherentExclusive);
+        world.device.unregister_memory(world.device.hnodes()[0]).unwrap();
+        for begin in [0, PAGE / 2] {
+            world.device.register_memory(PhysRange { begin, end: begin + PAGE / 2 }).unwrap();
+        }
+        no_such_frame(&world);
+        let world = World::small();
+        let small = world.space.region().page_size(PageSize::Size64K).map(64 << 10).unwrap();
+        world.run(&STORE, &[at(&small, 0), 1]).unwrap();
+        world.device.set_memory_limit(ByteLen(64 << 10)).unwrap();
+        no_such_frame(&world);
+        assert_eq!(used(&world.device), 64 << 10, "no page left in vain");
+        drop(small);
+        world.device.set_memory_limit(ByteLen(PAGE)).unwrap();
+        let region = world.pages(2);
+        (0..2).for_each(|page| world.run(&STORE, &[at(&region, page * PAGE), 1]).unwrap());
     });
 }

@@ -20,7 +20,7 @@ pub(crate) fn refused(error: &Error) -> Outcome {
         Error::Attach(AttachError::AddressConflict(_)) => Refusal::NoRoom,
         Error::Detach(DetachError::DataStranded(_, error)) | Error::Range(RangeError::Fault(_, error)) => of_fault(error),
         Error::Launch(LaunchError::Fault { error, .. }) => of_fault(error),
-        Error::Range(RangeError::AddressConflict) => Refusal::NoRoom,
+        Error::Range(RangeError::AddressConflict | RangeError::DoesNotFit { .. }) => Refusal::NoRoom,
         Error::Range(RangeError::OutOfMemory(_) | RangeError::Peer(_) | RangeError::Host(_)) => Refusal::Failed,
         Error::Attach(_) | Error::Detach(_) | Error::Range(_) => Refusal::Invalid,
         _ => Refusal::Failed,
@@ -30,7 +30,7 @@ pub(crate) fn refused(error: &Error) -> Outcome {
 fn of_fault(error: &FaultError) -> Refusal {
     match error {
         FaultError::NotMapped | FaultError::NotNamed | FaultError::Protection | FaultError::NotAttached => Refusal::Invalid,
-        FaultError::NoDeviceMemory | FaultError::TooManyHolds => Refusal::NoRoom,
+        FaultError::NoDeviceMemory | FaultError::PageTooLarge | FaultError::TooManyHolds => Refusal::NoRoom,
         FaultError::Fenced | FaultError::Device(_) | FaultError::Host(_) => Refusal::Failed,
     }
 }
