@@ -6,6 +6,7 @@ use crate::runner::doomed::{self, Brink, Ending};
 use crate::subject::Specimen;
 use crate::target::Target;
 use crate::world::{Unit, World};
+use gmem::hal::DeviceError;
 use gmem::{AddressSpace, Context, Device, Gmem, Mode, PageSize};
 use std::cell::RefCell;
 use std::sync::Arc;
@@ -96,7 +97,11 @@ impl Case<'_> {
 
     /// An observer of `driver`, to be added in its place: a promise that either side breaks fails the check.
     pub fn observe(&self, driver: Arc<dyn gmem::hal::Device>) -> Arc<Observed> {
-        let observed = Observed::new(driver);
+        let address = |driver: &Arc<dyn gmem::hal::Device>| Arc::as_ptr(driver).addr();
+        let specimens = self.specimens.borrow();
+        let specimen = specimens.iter().find(|specimen| address(&specimen.device()) == address(&driver));
+        let memory = specimen.map(|specimen| specimen.memory()).unwrap_or_default();
+        let observed = Observed::with_memory(driver, memory);
         self.observers.borrow_mut().push(observed.clone());
         observed
     }
@@ -106,9 +111,9 @@ impl Case<'_> {
         self.observers.borrow().iter().flat_map(|observed| observed.breaches()).collect()
     }
 
-    /// The callbacks that the drivers found to break the contracts.
-    pub(crate) fn refused(&self) -> Vec<&'static str> {
-        self.observers.borrow().iter().flat_map(|observed| observed.refused()).collect()
+    /// The callbacks that the drivers answered with an error.
+    pub(crate) fn failed(&self) -> Vec<(&'static str, DeviceError)> {
+        self.observers.borrow().iter().flat_map(|observed| observed.failed()).collect()
     }
 
     /// What the drivers say that the core asked against the contracts.

@@ -1,6 +1,7 @@
 //! A check: a rule, where the rule is written, where it has a meaning, and the function that tries it.
 
 use crate::case::Case;
+use crate::report::UNEXPECTED;
 use crate::target::{Target, mode_name, mode_names};
 use gmem::Mode;
 use gmem::hal::{Capabilities, Modes};
@@ -36,7 +37,7 @@ pub enum Stop {
 impl<E: std::error::Error> From<E> for Stop {
     /// An error that the check did not expect.
     fn from(error: E) -> Self {
-        Self::Failed(format!("an unexpected error: {error}"))
+        Self::Failed(format!("{UNEXPECTED}{error}"))
     }
 }
 

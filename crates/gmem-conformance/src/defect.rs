@@ -93,6 +93,12 @@ defects! {
     ProtectingAbsentIsAnError = "protecting-absent-is-an-error", Plain, "absent-pages-are-no-error";
     /// Releasing what is absent is refused.
     AbsentIsAnError = "absent-is-an-error", Plain, "absent-pages-are-no-error";
+    /// What the core refuses is tried again, for ever.
+    ErrorTriedAgain = "error-tried-again", Plain, "access-into-a-hole-ends-with-its-fault";
+    /// A callback panics.
+    Panics = "panics", Plain, "entered-page-is-its-frame";
+    /// The core is called from a thread of the program's.
+    ForeignThread = "foreign-thread", Plain, "device-reads-what-the-cpu-wrote";
     /// Memory that the device has not is registered all the same.
     TakesAnyMemory = "takes-any-memory", Plain, "memory-the-device-has-not-is-refused";
     /// A second core may start the driver too.

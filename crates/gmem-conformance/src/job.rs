@@ -4,8 +4,9 @@ use crate::case::Case;
 use crate::check::{Check, Stop};
 use crate::observe::Breach;
 use crate::options::Options;
-use crate::report::{Row, Verdict};
+use crate::report::{MEANWHILE, Row, Verdict};
 use crate::target::{Target, mode_name};
+use gmem::hal::DeviceError;
 use gmem::{Mode, PageSize};
 use std::any::Any;
 use std::cell::RefCell;
@@ -67,7 +68,7 @@ impl Job<'_> {
             Ok(Err(Stop::NotApplicable(why))) => Verdict::NotApplicable(why),
             Err(panic) => Verdict::Failed(format!("a panic: {}", said(&*panic))),
         };
-        with_breaches(with_refused(verdict, &case.refused()), &case.breaches(), &case.complaints())
+        with_breaches(with_failed(verdict, &case.failed()), &case.breaches(), &case.complaints())
     }
 
     /// The row of the report.
@@ -89,14 +90,16 @@ impl Job<'_> {
 /// How many broken promises a report names: what follows the first is often its consequence.
 const NAMED: usize = 4;
 
-/// What gmem says of a malformed request does not tell which callback made it.
-fn with_refused(verdict: Verdict, callbacks: &[&str]) -> Verdict {
-    match (verdict, callbacks) {
-        (Verdict::Failed(what), [.., _]) => {
-            Verdict::Failed(format!("{what}\nmeanwhile the driver answered BadRequest to {}", callbacks.join(", ")))
-        }
-        (verdict, _) => verdict,
+/// What gmem says of a failed device does not tell which callback answered so.
+fn with_failed(verdict: Verdict, failed: &[(&str, DeviceError)]) -> Verdict {
+    let Verdict::Failed(mut what) = verdict else { return verdict };
+    let mut errors: Vec<DeviceError> = failed.iter().map(|(_, error)| *error).collect();
+    errors.dedup();
+    for error in errors {
+        let callbacks: Vec<_> = failed.iter().filter(|(_, other)| *other == error).map(|(name, _)| *name).collect();
+        what += &format!("\n{MEANWHILE}{error:?} to {}", callbacks.join(", "));
     }
+    Verdict::Failed(what)
 }
 
 /// A check during which a promise of the contracts was broken has failed, whatever it looked at.

@@ -1,14 +1,28 @@
 //! What came of a run.
 
+use crate::observe::{Rule, rules};
 use gmem::ByteLen;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
+/// How a line begins that names a promise of the driver that it broke.
+pub(crate) const BROKE: &str = "the driver broke ";
+
+/// How a line begins that names callbacks that the driver answered with an error.
+pub(crate) const MEANWHILE: &str = "meanwhile the driver answered ";
+
+/// How the reason begins that a check failed with an error that it did not expect: that says little about the rule of that check.
+pub(crate) const UNEXPECTED: &str = "an unexpected error: ";
+
+/// Promises of a driver that nothing but the driver's own code for them breaks.
+const CAUSES: [Rule; 3] = [rules::NO_PANIC, rules::OWN_THREADS, rules::ERROR_ENDS];
+
 /// The checks without whose rules next to nothing holds, each before those that need it.
-const BASICS: [&str; 6] = [
+const BASICS: [&str; 7] = [
     "entered-page-is-its-frame",
     "copies-are-whole",
+    "read-only-page-refuses-stores",
     "invalidated-translation-is-not-used",
     "blank-pages-are-zeroed",
     "access-into-a-hole-ends-with-its-fault",
@@ -156,19 +170,32 @@ impl Report {
         }
     }
 
-    /// If several checks failed: the first of [`BASICS`]; else a promise that the driver was seen to break; else the rule of the one that asks the least.
+    /// If several checks failed: a promise of [`CAUSES`] that the driver was seen to break; else the first of [`BASICS`] that saw its own rule broken; else any promise that
+    /// the driver was seen to break; else an error that most checks met; else the rule of the check that asks the least.
     fn first_to_mend(&self) -> Option<String> {
         let failed = || self.rows.iter().filter_map(|row| if let Verdict::Failed(what) = &row.verdict { Some((row, what)) } else { None });
-        const BROKE: &str = "the driver broke ";
         let (least, _) = failed().min_by_key(|(row, _)| row.depth())?;
         if failed().all(|(row, _)| row.check == least.check) {
             return None;
         }
-        // What failed for nothing but a broken promise says nothing else.
-        let basic = |name: &&str| failed().find(|(row, what)| row.check == **name && !what.starts_with(BROKE));
         let told = |row: &Row| format!("{}: {} ({})", row.check, row.rule, row.place);
-        let broken = || failed().flat_map(|(_, what)| what.lines()).find(|line| line.starts_with(BROKE)).map(str::to_owned);
-        BASICS.iter().find_map(basic).map(|(row, _)| told(row)).or_else(broken).or_else(|| Some(told(least)))
+        let broken = || failed().flat_map(|(_, what)| what.lines()).filter(|line| line.starts_with(BROKE));
+        let cause = || broken().find(|line| CAUSES.iter().any(|rule| line.contains(rule.text)));
+        // What failed for nothing but a broken promise, or an error, says nothing else.
+        let speaks = |what: &str| !what.starts_with(BROKE) && !what.starts_with(UNEXPECTED);
+        let basic = |name: &&str| failed().find(|(row, what)| row.check == **name && speaks(what));
+        let error = || {
+            let (errors, all) = (failed().filter_map(|(_, what)| what.strip_prefix(UNEXPECTED)), failed().count());
+            let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
+            errors.for_each(|error| *counts.entry(error).or_default() += 1);
+            let (error, count) = counts.into_iter().max_by_key(|(_, count)| *count)?;
+            (2 * count > all).then(|| format!("{count} of {all} met the same error: {}", error.replace('\n', "; ")))
+        };
+        (cause().map(str::to_owned))
+            .or_else(|| BASICS.iter().find_map(basic).map(|(row, _)| told(row)))
+            .or_else(|| broken().next().map(str::to_owned))
+            .or_else(error)
+            .or_else(|| Some(told(least)))
     }
 }
 

@@ -1,6 +1,6 @@
 //! What the author of a driver supplies: how to make a device, and how it touches memory.
 
-use gmem::hal::{Device, FaultError, LaunchError, PmapId};
+use gmem::hal::{Device, FaultError, LaunchError, PhysRange, PmapId};
 use gmem::{Context, Error, RangeError, VirtAddr};
 use std::fmt;
 use std::sync::Arc;
@@ -93,6 +93,13 @@ pub trait Subject: Send + Sync + 'static {
     /// [`Cannot`] if there is none of this shape.
     fn device(&self, shape: &Shape) -> Result<Arc<Self::Driver>, Cannot>;
 
+    /// The memory that a program registers by [`gmem::Device::register_memory`] when it has added the device. Only asked of a driver whose
+    /// [`Device::physical_memory`] is empty; none, as provided, if its device has none of its own.
+    fn memory(&self, driver: &Self::Driver) -> Vec<PhysRange> {
+        let _ = driver;
+        Vec::new()
+    }
+
     /// The device loads the bytes at `va`.
     ///
     /// # Errors
@@ -160,6 +167,7 @@ pub fn fault_of(error: Error) -> FaultError {
         // A launch without replay that names an address finds out by itself whether anything is there.
         Error::Launch(LaunchError::Fault { error: FaultError::NotNamed, .. }) => FaultError::NotMapped,
         Error::Launch(LaunchError::Fault { error, .. }) | Error::Range(RangeError::Fault(_, error)) => error,
+        Error::Range(RangeError::DoesNotFit { .. }) => FaultError::NoDeviceMemory,
         Error::Launch(LaunchError::Device(error)) => FaultError::Device(error),
         // An address outside the context's address space is nobody's fault to resolve.
         Error::Range(RangeError::NotMapped(_)) | Error::Launch(LaunchError::Crashed(_)) => FaultError::NotMapped,
@@ -171,6 +179,7 @@ pub fn fault_of(error: Error) -> FaultError {
 /// A device that was made, with its subject.
 pub(crate) trait Specimen: Send + Sync {
     fn device(&self) -> Arc<dyn Device>;
+    fn memory(&self) -> Vec<PhysRange>;
     fn read(&self, context: &Context, va: VirtAddr, bytes: &mut [u8]) -> Result<(), FaultError>;
     fn write(&self, context: &Context, va: VirtAddr, bytes: &[u8]) -> Result<(), FaultError>;
     fn add(&self, context: &Context, va: VirtAddr, n: u64) -> Result<(), FaultError>;
@@ -212,6 +221,10 @@ impl<S: Subject> Maker for MakerOf<S> {
 impl<S: Subject> Specimen for Made<S> {
     fn device(&self) -> Arc<dyn Device> {
         self.driver.clone()
+    }
+
+    fn memory(&self) -> Vec<PhysRange> {
+        self.subject.memory(&self.driver)
     }
 
     fn read(&self, context: &Context, va: VirtAddr, bytes: &mut [u8]) -> Result<(), FaultError> {

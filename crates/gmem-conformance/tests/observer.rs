@@ -126,12 +126,25 @@ impl Peer for Yes {
     }
 }
 
+/// A page of which the core knows nothing.
+const HOLE: u64 = 900;
+
 /// Nobody is ever called by it.
 struct NoCore;
 
+/// Blocks signals in this thread, which plays the driver's, or lets them through.
+fn signals(how: i32) {
+    // SAFETY: the set is plain data that `sigfillset` makes valid, and the mask is this thread's.
+    unsafe {
+        let mut all: libc::sigset_t = std::mem::zeroed();
+        libc::sigfillset(&raw mut all);
+        libc::pthread_sigmask(how, &raw const all, std::ptr::null_mut());
+    }
+}
+
 impl Upcalls for NoCore {
-    fn device_fault(&self, _: DeviceId, _: PmapId, _: VirtAddr, _: Access, _: Option<FaultHint>) -> Result<(), FaultError> {
-        Ok(())
+    fn device_fault(&self, _: DeviceId, _: PmapId, va: VirtAddr, _: Access, _: Option<FaultHint>) -> Result<(), FaultError> {
+        if va == range(HOLE, 1).start() { Err(FaultError::NotMapped) } else { Ok(()) }
     }
     fn device_evict(&self, _: DeviceId, _: PmapId, _: VirtRange) -> EvictOutcome {
         EvictOutcome::NotThere
@@ -167,6 +180,7 @@ fn request(mode: Mode, host: Option<HostWindow>) -> PmapRequest {
 }
 
 fn unstarted(driver: Yes) -> Scene {
+    signals(libc::SIG_BLOCK);
     let driver = Arc::new(driver);
     Scene { observed: Observed::new(driver.clone()), driver, core: Arc::new(NoCore), pmap: PmapId(1) }
 }
@@ -416,6 +430,30 @@ const BREAKS: &[Break] = &[
             assert_eq!(s.observed.breaches(), []);
             assert!(fault().is_err(), "it would never end");
             assert!(fault().is_err(), "nor does it now");
+            assert_eq!(s.observed.breaches().len(), 1, "it is told once");
+        })
+    }),
+    ("ERROR_ENDS", || {
+        with(|s| {
+            let (id, core) = s.driver.core.get().expect("it was started");
+            let core = core.upgrade().expect("the core lives");
+            let fault = |page| core.device_fault(*id, s.pmap, range(page, 1).start(), Access::Read, None);
+            let many = || (0..4_999).for_each(|_| assert_eq!(fault(HOLE), Err(FaultError::NotMapped)));
+            many();
+            // Later it is another access.
+            std::thread::sleep(std::time::Duration::from_millis(150));
+            many();
+            assert_eq!(s.observed.breaches(), []);
+            (0..2).for_each(|_| assert_eq!(fault(HOLE), Err(FaultError::NotMapped)));
+            assert_eq!(s.observed.breaches().len(), 1, "it is told once");
+        })
+    }),
+    ("OWN_THREADS", || {
+        with(|s| {
+            let (id, core) = s.driver.core.get().expect("it was started");
+            let core = core.upgrade().expect("the core lives");
+            signals(libc::SIG_UNBLOCK);
+            (0..2).for_each(|_| assert_eq!(core.device_evict(*id, s.pmap, range(0, 1)), EvictOutcome::NotThere));
             assert_eq!(s.observed.breaches().len(), 1, "it is told once");
         })
     }),

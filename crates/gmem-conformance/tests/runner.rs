@@ -10,7 +10,7 @@ const fn check(name: &'static str, run: fn(&Case<'_>) -> Outcome) -> Check {
     Check { name, rule: "A rule.", place: "Here.", applies: Applies::EVERYWHERE.once(), run }
 }
 
-const PLANTED: [Check; 11] = [
+const PLANTED: [Check; 13] = [
     check("passes", passes),
     check("fails", |_| {
         eprintln!("what the driver traced");
@@ -27,6 +27,18 @@ const PLANTED: [Check; 11] = [
         std::process::abort()
     }),
     check("exits", |_| std::process::exit(0)),
+    check("leaves a process", |_| {
+        leave_a_process();
+        std::process::abort()
+    }),
+    check("leaves one in its doom", |case| {
+        let step = |brink: &Brink| {
+            leave_a_process();
+            brink.reached();
+            gmem_conformance::world::touch(0);
+        };
+        case.doomed("the step", step)?.by_signal(libc::SIGSEGV)
+    }),
     check("hangs", hangs),
     check("prints", prints),
     check("dies too early", |case| case.doomed("the step", |_| gmem_conformance::world::touch(0))?.by_signal(libc::SIGSEGV)),
@@ -44,6 +56,27 @@ fn passes(case: &Case<'_>) -> Outcome {
         gmem_conformance::world::touch(0);
     };
     case.doomed("a read of nothing", step)?.by_signal(libc::SIGSEGV)
+}
+
+/// For the time that this test may take, and with the pipes of this process.
+fn leave_a_process() {
+    let sleeper = std::process::Command::new("sleep").arg(SLEEP).spawn().expect("it can be started");
+    std::mem::forget(sleeper);
+}
+
+/// A number of seconds by which to find them.
+const SLEEP: &str = "93.125";
+
+/// Ends the processes that checks left. Returns how many there were.
+fn end_the_left() -> usize {
+    let is_ours = |pid: i32| std::fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| line == format!("sleep\0{SLEEP}\0").as_bytes());
+    let processes = std::fs::read_dir("/proc").expect("proc").flatten();
+    let left: Vec<i32> = processes.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).filter(|pid| is_ours(*pid)).collect();
+    for pid in &left {
+        // SAFETY: sends a signal to a process that a check of this test started.
+        unsafe { libc::kill(*pid, libc::SIGKILL) };
+    }
+    left.len()
 }
 
 /// With a device of its own, which must not outlive it.
@@ -75,6 +108,8 @@ fn main() -> ExitCode {
     }
     // In a check process this does not return.
     let report = run(&shipped("discrete"), &PLANTED, &Options { time_limit: 3, ..Options::default() }, &|_, _| ());
+    let left = end_the_left();
+    assert_eq!(left, 4, "two checks in two modes, and nobody waited for what they left");
     verdicts(&report);
     late_checks_end_the_run();
     nothing_checked_is_no_success_unless_a_name_was_given();
@@ -91,14 +126,15 @@ fn rows<'a>(report: &'a Report, check: &str) -> Vec<&'a Row> {
 
 fn verdicts(report: &Report) {
     // Two modes each.
-    assert_eq!((report.passed, report.failed, report.not_applicable, report.rows.len()), (4, 16, 2, 22), "{}", report.text());
+    assert_eq!((report.passed, report.failed, report.not_applicable, report.rows.len()), (6, 18, 2, 26), "{}", report.text());
     let failed = [
-        ("fails", "seen 1, expected 2; it said:\nwhat the driver traced"),
+        ("fails", "seen 1, expected 2\nit said:\nwhat the driver traced"),
         ("asks what cannot be", "malformed request\nmeanwhile the driver answered BadRequest to zero"),
         ("panics", "a panic: a panic of the check"),
-        ("aborts", "signal 6; it said:\nchatter 0\n"),
+        ("aborts", "signal 6\nit said:\nchatter 0\n"),
         ("aborts", "chatter 49\nits last words"),
         ("exits", "status 0"),
+        ("leaves a process", "signal 6"),
         ("hangs", "not done within 3 s\nits threads wait in:\n"),
         ("dies too early", "its preparations ended with signal 11"),
         ("survives its doom", "it ended with status 0, not by signal 11"),
@@ -108,7 +144,7 @@ fn verdicts(report: &Report) {
             assert!(matches!(&row.verdict, Verdict::Failed(what) if what.contains(words)), "{name}: {:?}", row.verdict);
         }
     }
-    for name in ["passes", "prints"] {
+    for name in ["passes", "prints", "leaves one in its doom"] {
         assert!(rows(report, name).iter().all(|row| row.verdict == Verdict::Passed), "{name}: {:?}", rows(report, name));
     }
     let failure = rows(report, "hangs")[0].failure().unwrap_or_default();

@@ -187,7 +187,7 @@ impl fmt::Display for AttachError {
             }
             Self::NoHostWindow => f.write_str("this host cannot share its memory with a device, as replicate needs"),
             Self::NothingToShare => f.write_str("no page table of this device's format is there to share"),
-            Self::NoDeviceMemory => f.write_str("the device has no memory registered, as this mode needs"),
+            Self::NoDeviceMemory => f.write_str("the device has no memory registered, as this mode needs: its driver names it (Device::physical_memory), or the program registers it"),
             Self::AddressConflict(range) => write!(f, "the device uses the addresses {range} for something else"),
             Self::TooManyContexts => write!(f, "an address space has at most {} contexts", crate::space::MAX_CONTEXTS),
             Self::OutOfMemory(e) => e.fmt(f),

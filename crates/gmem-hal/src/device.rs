@@ -116,7 +116,8 @@ pub trait Device: Send + Sync {
     /// One core never starts a driver that it has; what was given to two cores, or was stopped and cannot begin again, answers [`DeviceError::AlreadyStarted`].
     fn start(&self, id: DeviceId, upcalls: Weak<dyn Upcalls>) -> Result<(), DeviceError>;
 
-    /// The device-physical memory to register when the device is added, if the driver does not register it by itself.
+    /// The device-physical memory that the core registers when the device is added. Empty for a device that has none of its own, and for one of whose memory the program is to
+    /// say which parts are used (`Device::register_memory` of the facade); then [`Device::memory_registered`] says what there is.
     fn physical_memory(&self) -> Vec<PhysRange> {
         Vec::new()
     }

@@ -205,8 +205,11 @@ fn memory_the_device_has_not_is_refused(case: &Case<'_>) -> Outcome {
 fn memory_goes_back_when_nothing_is_in_it(case: &Case<'_>) -> Outcome {
     let world = case.world(4)?;
     let (device, region) = (&world.unit.device, world.region(2)?);
-    let (hnode, memory) = (device.hnodes()[0], world.unit.observed.physical_memory());
+    let (hnodes, memory) = (device.hnodes(), world.unit.observed.physical_memory());
     world.unit.store(at(&region, 0), 6)?;
+    let Some(hnode) = device.memory().iter().find(|memory| memory.used.get() > 0).map(|memory| memory.hnode) else {
+        return Err(Stop::Failed("a page is on the device, and none of its memory is in use".into()));
+    };
     if device.info().capabilities.contains(Capabilities::PEER) {
         // Only the peer knows what it uses.
         refused!("an attached peer's memory", device.unregister_memory(hnode), Error::Device(DeviceCallError::InUse { contexts: 1 }));
@@ -214,7 +217,9 @@ fn memory_goes_back_when_nothing_is_in_it(case: &Case<'_>) -> Outcome {
     }
     refused!("memory in use", device.unregister_memory(hnode), Error::Device(DeviceCallError::MemoryInUse(len)) if len == world.size.len());
     world.space.prefetch(region.range(), None, Access::Read)?;
-    eventually(|| device.unregister_memory(hnode))?;
+    for hnode in hnodes {
+        eventually(|| device.unregister_memory(hnode))?;
+    }
     ensure!(world.unit.store(at(&region, 0), 7).is_err(), "the device stores with no memory to have the page in");
     refused!("memory that is gone", device.unregister_memory(hnode), Error::Device(DeviceCallError::NoSuchHnode));
     for range in memory {

@@ -1,6 +1,7 @@
 //! The calls on ranges of pages: map, unmap, protect, prefetch, discard, pin, and the two kinds of fault.
 
 use super::refuse::refused;
+use super::steps::only_memory;
 use super::translation::{evict, expect_state, page, state};
 use crate::check::{Applies, Check, Outcome, Stop};
 use crate::observe::Observed;
@@ -314,6 +315,7 @@ fn pins_are_counted(case: &Case<'_>) -> Outcome {
 
 fn oldest_page_goes_first(case: &Case<'_>) -> Outcome {
     let world = case.world(4)?;
+    only_memory(&world)?;
     let (region, line) = (world.region(4)?, Line::new(&world)?);
     for n in 0..4 {
         world.unit.store(page(&world, &region, n), n)?;

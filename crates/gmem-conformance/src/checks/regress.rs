@@ -2,11 +2,12 @@
 
 use super::page_calls::Line;
 use super::refuse::refused;
+use super::steps::only_memory;
 use super::translation::{expect_state, page, state};
 use crate::check::{Applies, Check, Outcome, Stop};
 use crate::world::{World, at, eventually, get, get_bytes, part, pattern, same_bytes, set};
 use crate::{Case, ensure, ensure_eq};
-use gmem::hal::{Capabilities, Device, PhysRange};
+use gmem::hal::{Capabilities, PhysRange};
 use gmem::{Access, ByteLen, DeviceCallError, Error, Prot, RangeError, State, VirtAddr, VirtRange};
 
 pub(super) const CHECKS: &[Check] = &[
@@ -190,10 +191,7 @@ fn memory_pools_run_out_and_come_back(case: &Case<'_>) -> Outcome {
     const PAGES: u64 = 1100;
     let world = case.world(PAGES)?;
     let device = &world.unit.device;
-    let memory = world.unit.observed.physical_memory();
-    let [whole] = memory[..] else {
-        return Err(Stop::NotApplicable("the device's memory is not in one piece".into()));
-    };
+    let whole = only_memory(&world)?;
     device.unregister_memory(device.hnodes()[0])?;
     let slice = |n: u64| PhysRange { begin: whole.begin + n * world.page(), end: whole.begin + (n + 1) * world.page() };
     let mut made = Vec::new();

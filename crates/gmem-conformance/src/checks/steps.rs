@@ -3,7 +3,7 @@
 use crate::check::{Outcome, Stop};
 use crate::world::{World, at, eventually, get_bytes, same_bytes};
 use crate::{Case, ensure_eq};
-use gmem::hal::FaultError;
+use gmem::hal::{Device, FaultError, PhysRange};
 use gmem::{Mode, Region, State};
 use std::io::Write;
 use std::os::fd::AsRawFd;
@@ -54,6 +54,14 @@ pub(super) fn both_read(world: &World, region: &Region, offset: u64, expected: &
     same_bytes("what the CPU reads", &get_bytes(at(region, offset), expected.len()), expected)
 }
 
+/// The device's own memory, if it is in one piece: each piece is a pool with lists of its own.
+pub(super) fn only_memory(world: &World) -> Result<PhysRange, Stop> {
+    match world.unit.observed.physical_memory()[..] {
+        [whole] => Ok(whole),
+        _ => Err(Stop::NotApplicable("the device's memory is not in one piece".into())),
+    }
+}
+
 /// Bytes in use in the device's own memory.
 pub(super) fn used(world: &World) -> u64 {
     world.unit.device.memory().iter().map(|memory| memory.used.get()).sum()
@@ -74,6 +82,7 @@ impl Forked {
     /// A child that makes `access` once [`Forked::wait`] lets it, and exits.
     pub(super) fn new(access: impl FnOnce()) -> Result<Self, Stop> {
         let (waiting, go) = std::io::pipe()?;
+        let parent = std::process::id();
         // SAFETY: the child reads a descriptor, makes one access and exits: nothing in it allocates or takes a lock that another thread of this process
         // may have held.
         let pid = unsafe {
@@ -81,6 +90,9 @@ impl Forked {
             if pid == 0 {
                 // Not even if the check is killed before it lets the child go.
                 libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+                if libc::getppid() != parent as i32 {
+                    libc::_exit(0);
+                }
                 let mut byte = 0u8;
                 libc::read(waiting.as_raw_fd(), (&raw mut byte).cast(), 1);
                 access();

@@ -80,7 +80,8 @@ impl Device for Observed {
     }
 
     fn physical_memory(&self) -> Vec<PhysRange> {
-        self.inner.physical_memory()
+        let named = self.inner.physical_memory();
+        if named.is_empty() { self.memory.clone() } else { named }
     }
 
     fn memory_registered(&self, hnode: HnodeId, range: PhysRange) -> Result<(), DeviceError> {

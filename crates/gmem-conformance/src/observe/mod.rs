@@ -31,7 +31,7 @@ mod shadow;
 pub use rules::{Breach, Rule, Side};
 pub use shadow::Copied;
 
-use gmem::hal::{Device, DeviceError, DeviceId, PeerError, PmapId, Upcalls, VirtRange};
+use gmem::hal::{Device, DeviceError, DeviceId, PeerError, PhysRange, PmapId, Upcalls, VirtRange};
 use relay::Relay;
 use shadow::{Call, Kind, Shadow};
 use std::fmt;
@@ -61,9 +61,9 @@ pub struct Event {
 
 /// What a callback answers.
 trait Answer {
-    /// Whether the driver found the request to break the contracts.
-    fn is_refusal(&self) -> bool {
-        false
+    /// The error, if it is one that a driver that works does not answer to what the core asks while its device lives.
+    fn failure(&self) -> Option<DeviceError> {
+        None
     }
 }
 
@@ -74,14 +74,15 @@ impl Answer for bool {}
 impl<T> Answer for Option<T> {}
 
 impl<T> Answer for Result<T, DeviceError> {
-    fn is_refusal(&self) -> bool {
-        matches!(self, Err(DeviceError::BadRequest))
+    fn failure(&self) -> Option<DeviceError> {
+        self.as_ref().err().copied().filter(|error| !matches!(error, DeviceError::NoMemory | DeviceError::Dead))
     }
 }
 
 impl<T> Answer for Result<T, PeerError> {
-    fn is_refusal(&self) -> bool {
-        matches!(self, Err(PeerError::Device(DeviceError::BadRequest)))
+    fn failure(&self) -> Option<DeviceError> {
+        let Err(PeerError::Device(error)) = self else { return None };
+        Err::<(), _>(*error).failure()
     }
 }
 
@@ -96,6 +97,8 @@ struct Failure {
 /// A driver that passes every callback on to another one and notes which promises are broken.
 pub struct Observed {
     inner: Arc<dyn Device>,
+    /// What the program would register.
+    memory: Vec<PhysRange>,
     shadow: Mutex<Shadow>,
     hook: Mutex<Option<Hook>>,
     failures: Mutex<Vec<Failure>>,
@@ -109,8 +112,14 @@ pub struct Observed {
 impl Observed {
     /// An observer of `driver`, to be added to gmem in its place.
     pub fn new(driver: Arc<dyn Device>) -> Arc<Self> {
+        Self::with_memory(driver, Vec::new())
+    }
+
+    /// The same. If the driver names no memory to register, this is registered with the device.
+    pub(crate) fn with_memory(driver: Arc<dyn Device>, memory: Vec<PhysRange>) -> Arc<Self> {
         Arc::new_cyclic(|me| Self {
             inner: driver,
+            memory,
             shadow: Mutex::default(),
             hook: Mutex::default(),
             failures: Mutex::default(),
@@ -147,7 +156,7 @@ impl Observed {
     }
 
     /// The memory that is registered.
-    pub fn registered_memory(&self) -> Vec<gmem::hal::PhysRange> {
+    pub fn registered_memory(&self) -> Vec<PhysRange> {
         self.shadow().memory.iter().map(|(_, range)| *range).collect()
     }
 
@@ -218,7 +227,12 @@ impl Observed {
                 failures[at].after = left;
                 Ok(())
             }
-            None => Err(failures.remove(at).error),
+            None => {
+                let Failure { name, error, .. } = failures.remove(at);
+                // The driver is not blamed for it.
+                self.shadow().injected.push(name);
+                Err(error)
+            }
         }
     }
 
@@ -234,9 +248,9 @@ impl Observed {
         self.shadow.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The callbacks that the driver answered with [`DeviceError::BadRequest`], the last few: what an error of gmem's does not say.
-    pub(crate) fn refused(&self) -> Vec<&'static str> {
-        self.shadow().refused.clone()
+    /// The callbacks that the driver, and not [`Observed::fail`], answered with an error: what an error of gmem's does not say.
+    pub(crate) fn failed(&self) -> Vec<(&'static str, DeviceError)> {
+        self.shadow().failed.clone()
     }
 
     /// Passes a callback on: notes that it begins, lets `before` check what the core says, has `call` make it, and lets `after` note what it changed.
@@ -277,7 +291,10 @@ impl Observed {
         }
         let answer = catch_unwind(AssertUnwindSafe(call)).unwrap_or_else(|panic| {
             // Told at once: whoever waits for the page of this call waits for ever.
-            self.shadow().breach(rules::NO_PANIC, format_args!("{name}: {}", crate::job::said(&*panic)));
+            let mut shadow = self.shadow();
+            shadow.calls.retain(|call| call.token != token);
+            shadow.breach(rules::NO_PANIC, format_args!("{name}: {}", crate::job::said(&*panic)));
+            drop(shadow);
             resume_unwind(panic)
         });
         let mut shadow = self.shadow();
@@ -287,9 +304,10 @@ impl Observed {
                 shadow.breach(rules::ANSWERS, format_args!("{name} took {:.1} s", call.begun.elapsed().as_secs_f64()));
             }
         }
-        if answer.is_refusal() {
-            shadow.refused.retain(|refused| *refused != name);
-            shadow.refused.push(name);
+        if let Some(at) = shadow.injected.iter().position(|injected| name.starts_with(injected)) {
+            shadow.injected.swap_remove(at);
+        } else if let Some(failure) = answer.failure().map(|error| (name, error)).filter(|failure| !shadow.failed.contains(failure)) {
+            shadow.failed.push(failure);
         }
         after(&mut shadow, &answer);
         answer

@@ -13,6 +13,17 @@ pub(super) struct Relay {
 /// The relays of all cores of this process that have observed devices.
 static RELAYS: Mutex<Vec<Weak<Relay>>> = Mutex::new(Vec::new());
 
+/// Whether this thread has a signal not blocked that a program may have a handler for: threads started in `start` or in a callback have not.
+fn may_be_interrupted() -> bool {
+    // SAFETY: the set is plain data that `sigemptyset` makes valid; asking for the mask with no set given changes nothing.
+    unsafe {
+        let mut blocked: libc::sigset_t = std::mem::zeroed();
+        libc::sigemptyset(&raw mut blocked);
+        let asked = libc::pthread_sigmask(libc::SIG_BLOCK, std::ptr::null(), &raw mut blocked);
+        asked == 0 && [libc::SIGUSR1, libc::SIGALRM, libc::SIGPROF].iter().any(|signal| libc::sigismember(&raw const blocked, *signal) == 0)
+    }
+}
+
 /// Nothing panics under these locks.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
@@ -41,6 +52,15 @@ impl Relay {
         lock(&self.observed).iter().find(|(id, _)| *id == device)?.1.upgrade()
     }
 
+    /// Notes if the driver calls from a thread that is none of its own: one that a signal may interrupt.
+    fn check_thread(&self, device: DeviceId, what: &str) {
+        if may_be_interrupted()
+            && let Some(observed) = self.observed(device)
+        {
+            observed.shadow().breach_of_thread(what);
+        }
+    }
+
     /// Whether the driver calls from inside a callback for this page, where it would wait for itself.
     fn waits_for_itself(&self, device: DeviceId, pmap: PmapId, va: VirtAddr, what: &str) -> bool {
         let Some(observed) = self.observed(device) else { return false };
@@ -60,6 +80,7 @@ impl Upcalls for Relay {
         access: Access,
         hint: Option<FaultHint>,
     ) -> Result<(), FaultError> {
+        self.check_thread(device, "a fault");
         if self.waits_for_itself(device, pmap, va, "a fault") {
             // It would never return.
             return Err(FaultError::Device(DeviceError::BadRequest));
@@ -72,17 +93,19 @@ impl Upcalls for Relay {
         }
         let answer = core.device_fault(device, pmap, va, access, hint);
         if let (Some(token), Some(observed)) = (begun.flatten(), self.observed(device)) {
-            observed.shadow().fault_ends(token, access, answer.is_ok());
+            observed.shadow().fault_ends(token, access, answer);
         }
         answer
     }
 
     fn device_evict(&self, device: DeviceId, pmap: PmapId, range: VirtRange) -> EvictOutcome {
+        self.check_thread(device, "the wish to evict");
         // The core refuses a page that it has busy, so this never waits.
         self.core.upgrade().map_or(EvictOutcome::NotThere, |core| core.device_evict(device, pmap, range))
     }
 
     fn device_lost(&self, device: DeviceId, pmap: PmapId) {
+        self.check_thread(device, "the loss of a context");
         if let Some(observed) = self.observed(device) {
             observed.shadow().died(pmap);
         }

@@ -107,6 +107,10 @@ rules! {
     SELF_WAIT: Driver, "crates/gmem-hal/src/lib.rs \"Rules that hold for every callback\"", "a callback must not call back into the core for a page it was called for";
     /// A page that was entered can be touched.
     ENTERED_IS_USED: Driver, "gmem-hal `Upcalls::device_fault`", "an access whose fault was answered with Ok goes on while the page is there, and does not fault for ever";
+    /// An error is the end of the access.
+    ERROR_ENDS: Driver, "gmem-hal `Upcalls::device_fault`", "an access whose fault was answered with an error ends with it, and is not tried again";
+    /// The core is called from threads that no signal interrupts.
+    OWN_THREADS: Driver, "gmem-hal `Upcalls`", "the core is called from threads that the driver started in Device::start or in a callback";
     /// Revokes do not fail for what is absent.
     ABSENT: Driver, "gmem-hal `Mmu::pmap_release`", "absent pages are no error";
 }

@@ -2,8 +2,8 @@
 
 use super::rules::{self, Breach, Rule};
 use gmem::hal::{
-    Access, ByteLen, DeviceError, DeviceId, DeviceInfo, FaultHint, HnodeId, Mapping, Mode, PageSize, PhysAddr, PhysRange, PmapId,
-    PmapRequest, Prot, Upcalls, VirtAddr, VirtRange,
+    Access, ByteLen, DeviceError, DeviceId, DeviceInfo, FaultError, FaultHint, HnodeId, Mapping, Mode, PageSize, PhysAddr, PhysRange,
+    PmapId, PmapRequest, Prot, Upcalls, VirtAddr, VirtRange,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -99,6 +99,10 @@ const ENDLESS: u64 = 100_000;
 /// Fewer do not either if they go on for so long.
 const LASTING: (u64, Duration) = (1_000, Duration::from_secs(5));
 
+/// So many faults at one address that were answered with an error are one access that is tried again, if no two of them are further apart than this.
+const TRIED_AGAIN: u64 = 5_000;
+const PAUSE: Duration = Duration::from_millis(100);
+
 /// The needless faults of a page.
 pub(super) struct Repeated {
     tenths: u64,
@@ -108,6 +112,10 @@ pub(super) struct Repeated {
 }
 
 impl Repeated {
+    fn new() -> Self {
+        Self { tenths: 0, since: Instant::now(), named: false }
+    }
+
     fn is_endless(&self) -> bool {
         self.tenths >= 10 * ENDLESS || self.tenths >= 10 * LASTING.0 && self.since.elapsed() >= LASTING.1
     }
@@ -138,9 +146,15 @@ pub(super) struct Shadow {
     pub(super) hinted: u64,
     /// The needless faults that were answered with Ok for each page, by its table and first address, since something of it was taken away.
     repeated: BTreeMap<(PmapId, u64), Repeated>,
+    /// How many faults at each address were answered with an error, one after the other, and when the last was.
+    ended: BTreeMap<(PmapId, VirtAddr), (u64, Instant)>,
     pub(super) answered_dead: BTreeSet<PmapId>,
-    /// Callbacks that were answered with `BadRequest`, in the order of the last time.
-    pub(super) refused: Vec<&'static str>,
+    /// It was told that the driver called from another thread than its own.
+    interruptible: bool,
+    /// Callbacks that the driver answered with an error, each once with each.
+    pub(super) failed: Vec<(&'static str, DeviceError)>,
+    /// Callbacks that were answered in its place and have not returned.
+    pub(super) injected: Vec<&'static str>,
 }
 
 impl Table {
@@ -301,6 +315,7 @@ impl Shadow {
         let Some(table) = self.tables.get_mut(&pmap) else { return };
         (table.fenced, table.dead) = (true, true);
         self.repeated.retain(|(other, _), _| *other != pmap);
+        self.ended.retain(|(other, _), _| *other != pmap);
         let all = table.range;
         self.pages_in(pmap, all).into_iter().for_each(|va| self.remove(pmap, va));
     }
@@ -321,6 +336,28 @@ impl Shadow {
         self.tables.get(&pmap).is_some_and(|table| !table.fenced && !table.destroyed)
     }
 
+    /// The driver called from a thread that signals can interrupt. Once is enough.
+    pub(super) fn breach_of_thread(&mut self, what: &str) {
+        if !std::mem::replace(&mut self.interruptible, true) {
+            self.breach(rules::OWN_THREADS, format_args!("{what} comes from a thread that has signals not blocked"));
+        }
+    }
+
+    /// A fault was answered with an error, which ends the access.
+    fn fault_failed(&mut self, pmap: PmapId, va: VirtAddr, access: Access, error: FaultError) {
+        let now = Instant::now();
+        let (faults, last) = self.ended.entry((pmap, va)).or_insert((0, now));
+        // After a pause it is another access.
+        *faults = if now.duration_since(*last) > PAUSE { 1 } else { *faults + 1 };
+        *last = now;
+        if *faults == TRIED_AGAIN {
+            self.breach(
+                rules::ERROR_ENDS,
+                format_args!("{TRIED_AGAIN} faults, the last for {access:?} of {va} in {pmap}; each was answered with an error: {error}"),
+            );
+        }
+    }
+
     /// The device reports a fault. `None` if it has reported this one again and again, and would go on so.
     pub(super) fn fault_begins(&mut self, pmap: PmapId, va: VirtAddr, access: Access, hint: Option<FaultHint>) -> Option<u64> {
         let needless = self.can_touch(pmap, va, access);
@@ -332,7 +369,8 @@ impl Shadow {
             let faults = repeated.tenths / 10;
             if !std::mem::replace(&mut repeated.named, true) {
                 let seen = format_args!(
-                    "{faults} faults, the last for {access:?} of {va} in {pmap}, where a page had been entered for them; nothing was taken away between"
+                    "{faults} faults, the last for {access:?} of {va} in {pmap}, where a page had been entered for them; nothing was taken away between. \
+                     This one is answered with BadRequest, so that it ends"
                 );
                 self.breach(rules::ENTERED_IS_USED, seen);
             }
@@ -346,15 +384,19 @@ impl Shadow {
     }
 
     /// The fault was answered, with Ok or not.
-    pub(super) fn fault_ends(&mut self, token: u64, access: Access, resolved: bool) {
+    pub(super) fn fault_ends(&mut self, token: u64, access: Access, answer: Result<(), FaultError>) {
         let Some(at) = self.faults.iter().position(|fault| fault.token == token) else { return };
         let Fault { pmap, va, needless, revoked, .. } = self.faults.swap_remove(at);
-        if !resolved || revoked || !self.is_live(pmap) {
+        if let Err(error) = answer {
+            self.fault_failed(pmap, va, access, error);
+            return;
+        }
+        self.ended.remove(&(pmap, va));
+        if revoked || !self.is_live(pmap) {
             return;
         }
         if let Some((page, tenths)) = needless {
-            let fresh = || Repeated { tenths: 0, since: Instant::now(), named: false };
-            self.repeated.entry((pmap, page)).or_insert_with(fresh).tenths += tenths;
+            self.repeated.entry((pmap, page)).or_insert_with(Repeated::new).tenths += tenths;
         }
         if self.can_touch(pmap, va, access).is_none() {
             self.breach(

@@ -94,6 +94,7 @@ impl Mmu for Reference {
             _ => page,
         };
         let entry = Entry { page, frame, prot: mapping.prot, accessed: false };
+        assert!(!self.has(Defect::Panics), "a driver that panics");
         let entered = self.has(Defect::EnterForgotten) || state.enter(self, entry);
         drop(state);
         if self.has(Defect::FaultsItself)

@@ -47,6 +47,7 @@ pub struct ReferenceBuilder {
     peer: bool,
     own_frames: bool,
     accessed_bits: bool,
+    by_hand: bool,
     defect: Option<Defect>,
 }
 
@@ -73,7 +74,7 @@ pub struct Reference {
 impl Reference {
     /// Begins to make a device: 8 MiB of memory, all page sizes, COHERENT_EXCLUSIVE and REPLICATE, frames managed by the core.
     pub fn builder() -> ReferenceBuilder {
-        ReferenceBuilder { memory: 8 << 20, peer: false, own_frames: false, accessed_bits: false, defect: None }
+        ReferenceBuilder { memory: 8 << 20, peer: false, own_frames: false, accessed_bits: false, by_hand: false, defect: None }
     }
 
     /// What the core asked that breaks the contracts, in words. Each was refused with [`DeviceError::BadRequest`].
@@ -169,6 +170,12 @@ impl ReferenceBuilder {
         self
     }
 
+    /// The driver names no memory to register: the program does, in two halves.
+    pub fn registered_by_hand(mut self) -> Self {
+        self.by_hand = true;
+        self
+    }
+
     /// The driver is broken in this way.
     pub fn defect(mut self, defect: Defect) -> Self {
         self.defect = Some(defect);
@@ -220,7 +227,7 @@ impl Device for Reference {
     }
 
     fn physical_memory(&self) -> Vec<PhysRange> {
-        vec![PhysRange { begin: 0, end: self.is.memory }]
+        if self.is.by_hand { Vec::new() } else { vec![PhysRange { begin: 0, end: self.is.memory }] }
     }
 
     fn memory_registered(&self, hnode: HnodeId, range: PhysRange) -> Result<(), DeviceError> {

@@ -3,7 +3,7 @@
 use super::{Reference, ReferenceBuilder};
 use crate::subject::{Cannot, Shape, Storing, Subject};
 use gmem::Context;
-use gmem::hal::{FaultError, PmapId, VirtAddr};
+use gmem::hal::{FaultError, PhysRange, PmapId, VirtAddr};
 use std::sync::Arc;
 
 /// The reference driver, as its builder describes it but for the memory, which each check chooses.
@@ -27,6 +27,12 @@ impl Subject for ReferenceSubject {
         }
         let builder = self.0.memory(shape.memory);
         Ok(if shape.peer { builder.peer() } else { builder }.build())
+    }
+
+    fn memory(&self, driver: &Reference) -> Vec<PhysRange> {
+        let end = driver.is.memory;
+        let half = (end / 2).next_multiple_of(4096);
+        vec![PhysRange { begin: 0, end: half }, PhysRange { begin: half, end }]
     }
 
     fn read(&self, driver: &Reference, context: &Context, va: VirtAddr, bytes: &mut [u8]) -> Result<(), FaultError> {

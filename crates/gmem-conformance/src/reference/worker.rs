@@ -127,7 +127,10 @@ impl Reference {
         self.run(pmap, va, Op::StoreOn(storing.clone())).map(drop)
     }
 
-    fn run(&self, pmap: PmapId, va: VirtAddr, op: Op) -> Result<Op, AccessFault> {
+    fn run(&self, pmap: PmapId, va: VirtAddr, mut op: Op) -> Result<Op, AccessFault> {
+        if self.has(Defect::ForeignThread) {
+            return self.carry_out(pmap, va, &mut op).map(|()| op);
+        }
         let (done, answer) = sync_channel(1);
         let not_running = AccessFault { va, error: FaultError::NotAttached };
         let queue = self.cores().queue.clone().ok_or(not_running)?;
@@ -153,6 +156,7 @@ impl Reference {
                     match self.fault(pmap, at, access, &mut faults) {
                         Ok(()) => {}
                         Err(_) if self.has(Defect::FaultSwallowed) => return Ok(()),
+                        Err(_) if self.has(Defect::ErrorTriedAgain) => {}
                         Err(error) => return Err(AccessFault { va: at, error }),
                     }
                 }

@@ -1,11 +1,12 @@
 //! Steps that are to end their process, each in a process of its own.
 
-use super::CHILD;
 use super::lane::describe;
+use super::{CHILD, join_soon};
 use crate::check::Stop;
-use std::io::Read;
+use std::io::{BufRead, BufReader};
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, ExitStatus, Stdio};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 /// Names the job and the step, as `job:step`.
@@ -97,6 +98,14 @@ pub(crate) fn run(job: usize, step: &str, limit: Duration) -> Result<Ending, Sto
         .stdout(Stdio::null())
         .stderr(Stdio::piped())
         .spawn()?;
+    let said = Arc::new(Mutex::new(Vec::new()));
+    let reader = child.stderr.take().map(|err| {
+        let said = said.clone();
+        std::thread::spawn(move || {
+            let lines = BufReader::new(err).lines().map_while(Result::ok);
+            lines.for_each(|line| said.lock().unwrap_or_else(PoisonError::into_inner).push(line));
+        })
+    });
     let until = Instant::now() + limit;
     let status = loop {
         if let Some(status) = child.try_wait()? {
@@ -110,10 +119,10 @@ pub(crate) fn run(job: usize, step: &str, limit: Duration) -> Result<Ending, Sto
         }
         std::thread::sleep(Duration::from_millis(1));
     };
-    let mut said = String::new();
-    if let Some(mut err) = child.stderr.take() {
-        err.read_to_string(&mut said)?;
+    if let Some(reader) = reader {
+        join_soon(reader);
     }
+    let said = said.lock().unwrap_or_else(PoisonError::into_inner).join("\n");
     let reached = said.contains(BRINK);
     Ok(Ending { status: Some(status), reached, said: said.replace(BRINK, "").trim().to_owned() })
 }

@@ -1,15 +1,18 @@
 //! One check process after another, each fed with jobs until it fails one.
 
 use super::child::MARK;
-use super::{CHILD, who_waits};
-use crate::report::Verdict;
+use super::{CHILD, join_soon, who_waits};
+use crate::report::{BROKE, Verdict};
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
+
+/// How often it is looked whether a process ended whose pipes somebody else has open.
+const LOOK: Duration = Duration::from_millis(100);
 
 /// How many lines that a check printed are kept for a report of its failure: of many the first and the last.
 const KEPT_LINES: usize = 20;
@@ -49,8 +52,11 @@ impl Lane {
         process.said().clear();
         // If it does not read, it has ended, which the wait for its verdict notices.
         let _ = writeln!(process.jobs, "{number}");
-        match process.verdicts.recv_timeout(self.limit) {
-            Ok(Verdict::Failed(what)) => Verdict::Failed(format!("{what}{}", process.end())),
+        match process.verdict(self.limit) {
+            Ok(Verdict::Failed(what)) => {
+                let said = process.end(&what);
+                Verdict::Failed(what + &said)
+            }
             Ok(verdict) => {
                 self.process = Some(process);
                 verdict
@@ -58,12 +64,12 @@ impl Lane {
             Err(RecvTimeoutError::Timeout) => {
                 self.late = true;
                 let waiting = who_waits::of(process.child.id());
-                let said = process.last_words();
+                let said = process.last_words("");
                 Verdict::Failed(format!("not done within {} s{said}\n{waiting}", self.limit.as_secs()))
             }
             Err(RecvTimeoutError::Disconnected) => {
                 let status = process.child.wait();
-                let said = process.end();
+                let said = process.end("");
                 Verdict::Failed(format!("the check ended its process: {}{said}", status.map_or_else(|e| e.to_string(), describe)))
             }
         }
@@ -116,23 +122,34 @@ impl Process {
         self.said.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Ends it, if it has not, and says what it printed since its last job began: all of it was read then.
-    fn end(&mut self) -> String {
+    /// What it answers within `limit`; `Disconnected` once it has ended without an answer, whoever else has its pipes.
+    fn verdict(&mut self, limit: Duration) -> Result<Verdict, RecvTimeoutError> {
+        let until = Instant::now() + limit;
+        loop {
+            // Looked at first: what it answered before it ended is in the pipe then, or read.
+            let ended = self.child.try_wait().is_ok_and(|status| status.is_some());
+            let wait = LOOK.min(until.saturating_duration_since(Instant::now()));
+            match self.verdicts.recv_timeout(wait) {
+                Err(RecvTimeoutError::Timeout) if ended => return Err(RecvTimeoutError::Disconnected),
+                Err(RecvTimeoutError::Timeout) if Instant::now() < until => {}
+                answer => return answer,
+            }
+        }
+    }
+
+    /// Ends it, if it has not, and says what it printed since its last job began: all of it was read then, unless it left a process behind that has its pipes and goes on.
+    fn end(&mut self, told: &str) -> String {
         let _ = self.child.kill();
         let _ = self.child.wait();
-        self.join();
-        self.last_words()
+        self.readers.drain(..).for_each(join_soon);
+        self.last_words(told)
     }
 
-    /// What it printed since its last job began.
-    fn last_words(&self) -> String {
+    /// What it printed since its last job began and is not in `told`.
+    fn last_words(&self, told: &str) -> String {
         let said = self.said();
-        if said.is_empty() { String::new() } else { format!("; it said:\n{}", said.join("\n")) }
-    }
-
-    fn join(&mut self) {
-        // The readers end with the pipes; they do not panic.
-        self.readers.drain(..).for_each(|reader| drop(reader.join()));
+        let new: Vec<&str> = said.iter().map(String::as_str).filter(|line| !told.contains(line)).collect();
+        if new.is_empty() { String::new() } else { format!("\nit said:\n{}", new.join("\n")) }
     }
 }
 
@@ -140,8 +157,9 @@ fn keep(said: &Mutex<Vec<String>>, line: String) {
     let mut said = said.lock().unwrap_or_else(PoisonError::into_inner);
     if !line.is_empty() {
         if said.len() == KEPT_LINES {
-            // A panic begins with what went wrong, and chatter ends with it.
-            said.remove(KEPT_LINES / 2);
+            // A panic begins with what went wrong, and chatter ends with it. What the observer saw is never chatter, and is little.
+            let chatter = (KEPT_LINES / 2..said.len()).find(|line| !said[*line].starts_with(BROKE));
+            said.remove(chatter.unwrap_or(KEPT_LINES / 2));
         }
         said.push(line);
     }
@@ -150,6 +168,6 @@ fn keep(said: &Mutex<Vec<String>>, line: String) {
 impl Drop for Process {
     fn drop(&mut self) {
         // One that hangs has to be killed, and its devices end when it does; an idle one has nothing to lose.
-        self.end();
+        self.end("");
     }
 }

@@ -15,7 +15,8 @@ use crate::report::{Report, Row, Verdict};
 use crate::target::Target;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Instant;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 /// Marks a check process; its value is the process that started it.
 pub(crate) const CHILD: &str = "GMEM_CONFORMANCE_CHILD";
@@ -29,7 +30,7 @@ const MOST_LATE: usize = 6;
 /// Runs what `options` wants of `checks` on `targets`, and calls `tell` with each check that ended and how many there are. In a check process this does not return.
 pub fn run(targets: &[Target], checks: &[Check], options: &Options, tell: &(dyn Fn(&Row, usize) + Sync)) -> Report {
     let jobs = plan(targets, checks, options);
-    let limit = std::time::Duration::from_secs(options.time_limit);
+    let limit = Duration::from_secs(options.time_limit);
     child::serve_if_asked(&jobs, limit);
     let began = Instant::now();
     let lanes = std::thread::available_parallelism().map_or(1, usize::from).clamp(1, MOST_LANES);
@@ -78,5 +79,17 @@ fn take<'a, 'b>(jobs: &'b [Job<'a>], next: &AtomicUsize) -> Option<(usize, &'b J
         if job.reason_not_to.is_none() {
             return Some((number, job));
         }
+    }
+}
+
+/// Joins a thread that reads the pipe of a process which has ended, or leaves it behind: whatever that process started may have the pipe open for as long as it likes.
+fn join_soon(reader: JoinHandle<()>) {
+    let until = Instant::now() + Duration::from_secs(1);
+    while !reader.is_finished() && Instant::now() < until {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    if reader.is_finished() {
+        // Readers do not panic.
+        let _ = reader.join();
     }
 }
