@@ -6,39 +6,46 @@ use crate::kernel::MAX_ARGS;
 use crate::message;
 use crate::shm::{LAUNCHES, launch};
 use crate::sync::atomic::{AtomicU32, Ordering};
-use crate::wait::{Bell, Deadline, Held, Lock, Patience};
+use crate::sync::{Mutex, MutexGuard};
+use crate::wait::{Bell, Deadline, Patience};
 use gmem_hal::{Crash, DeviceError, FaultError, LaunchError, VirtAddr};
 use std::collections::BTreeMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::PoisonError;
 use std::time::Duration;
 
 /// How long a thread looks for the end of a launch before it sleeps.
 const PATIENCE: Duration = Duration::from_micros(20);
 
-/// The host's own account of launches.
+/// The launches of one context.
 pub(crate) struct Launches {
-    /// Held to start. (L)
-    lock: Lock,
-    /// Launches started, wrapping. Written under L.
-    head: AtomicU32,
-    /// Numbers given out, wrapping. Written under L.
-    made: AtomicU32,
-    /// Of each record, the number of the launch that was started in it; 0 if it is free. Set under L, freed by who waited, or under L once the launch is over.
+    /// Held to start, and while that waits for a record: who starts next needs the next one. Outermost.
+    starting: Mutex<Starting>,
+    /// Of each record, the number of the launch that was started in it; 0 if it is free. Set by who starts, freed under `ended`.
     used: [AtomicU32; LAUNCHES],
-    /// How launches ended whose records others needed before anybody waited for them, by number. Innermost, and held over no other wait.
+    /// How launches ended whose records others needed before anybody waited for them, by number. Held to free a record, so that how its launch ended is told once.
     ended: Mutex<BTreeMap<u32, Result<(), LaunchError>>>,
+}
+
+/// What was started. The host's own copy: what the device is told of it, the device can change.
+struct Starting {
+    /// Launches started, wrapping.
+    head: u32,
+    /// Numbers given out, wrapping.
+    made: u32,
+    /// The records of the last ones, by their place in the order.
+    order: [u32; LAUNCHES],
 }
 
 impl Default for Launches {
     fn default() -> Self {
-        let used = std::array::from_fn(|_| AtomicU32::default());
-        Self { lock: Lock::default(), head: AtomicU32::default(), made: AtomicU32::default(), used, ended: Mutex::default() }
+        let starting = Mutex::new(Starting { head: 0, made: 0, order: [0; LAUNCHES] });
+        Self { starting, used: std::array::from_fn(|_| AtomicU32::default()), ended: Mutex::new(BTreeMap::new()) }
     }
 }
 
 impl Launches {
-    /// Starts kernel number `kernel`. Returns the launch's number. As long as 256 launches have not ended, waits for one of them to end; how many have ended and were not
-    /// waited for does not matter.
+    /// Starts kernel number `kernel`. Returns the launch's number. As long as 256 launches have not ended, waits for the oldest of them to end; how many have ended and were
+    /// not waited for does not matter.
     pub(crate) fn start(&self, context: &Context, kernel: usize, args: &[u64], replay: bool) -> Result<u32, LaunchError> {
         if args.len() > MAX_ARGS {
             return Err(LaunchError::TooManyArgs { given: args.len(), most: MAX_ARGS });
@@ -46,13 +53,14 @@ impl Launches {
         // The slice may lie in unified memory: it is read before the lock is taken.
         let mut copy = [0; MAX_ARGS];
         copy[..args.len()].copy_from_slice(args);
-        let (_held, record) = self.free_record(context)?;
-        let turn = self.head.load(Ordering::Relaxed);
-        let number = self.fresh_number(record);
+        let mut starting = self.starting.lock().unwrap_or_else(PoisonError::into_inner);
+        let record = self.free_record(context, &starting)?;
+        let number = self.fresh_number(&mut starting.made, record);
         self.used[record as usize].store(number, Ordering::Relaxed);
         let slot = context.shm.launch(record);
         slot.status.store(launch::RUNNING, Ordering::Relaxed);
-        slot.over.store(0, Ordering::Relaxed);
+        // Who still waits for the launch before, and sees that this one is not over, sees too that the record is not its own.
+        slot.over.store(0, Ordering::Release);
         slot.kernel.store(kernel as u32, Ordering::Relaxed);
         slot.nargs.store(args.len() as u32, Ordering::Relaxed);
         slot.replay.store(replay.into(), Ordering::Relaxed);
@@ -60,96 +68,84 @@ impl Launches {
             context.shm.launch_arg(record, i).store(arg, Ordering::Relaxed);
         }
         // What was there is of a launch that is over: were it not, every record would be in use by one that is not.
+        let turn = starting.head;
         context.shm.launch_record(turn).store(record, Ordering::Relaxed);
-        self.head.store(turn.wrapping_add(1), Ordering::Relaxed);
-        context.shm.launch_head().store(turn.wrapping_add(1), Ordering::SeqCst);
+        starting.order[turn as usize % LAUNCHES] = record;
+        starting.head = turn.wrapping_add(1);
+        context.shm.launch_head().store(starting.head, Ordering::SeqCst);
         Bell(context.shm.launch_bell()).ring();
         Ok(number)
     }
 
-    /// A record for another launch, under L, which is returned with it. Waits while the device has all there are.
-    fn free_record<'a>(&'a self, context: &Context) -> Result<(Held<'a>, u32), LaunchError> {
+    /// A record for another launch. Waits while the device has all there are.
+    fn free_record(&self, context: &Context, starting: &Starting) -> Result<u32, LaunchError> {
         let is_over = |record: u32| context.shm.launch(record).over.load(Ordering::SeqCst) != 0;
         let is_free = |record: u32| self.used[record as usize].load(Ordering::Acquire) == 0;
+        // The next in turn, which is the one that was used longest ago unless somebody is late.
+        let next = || (0..LAUNCHES as u32).map(|i| starting.head.wrapping_add(i) % LAUNCHES as u32);
         loop {
-            let held = self.lock.lock();
             if context.is_dead() {
                 return Err(LaunchError::Device(DeviceError::Dead));
             }
             if context.failed.load(Ordering::SeqCst) {
                 return Err(LaunchError::Device(DeviceError::NoAnswer));
             }
-            let turn = self.head.load(Ordering::Relaxed);
-            // The next in turn, which is the one that was used longest ago unless somebody is late.
-            let look = || (0..LAUNCHES as u32).map(|i| turn.wrapping_add(i) % LAUNCHES as u32).find(|record| is_free(*record));
-            if let Some(record) = look().or_else(|| {
-                (0..LAUNCHES as u32).filter(|record| is_over(*record)).for_each(|record| self.put_by(context, record));
-                look()
-            }) {
-                return Ok((held, record));
+            if let Some(record) = next().find(|record| is_free(*record)) {
+                return Ok(record);
             }
-            drop(held);
-            // They end in order, so the oldest does next: the one that had the place in the order which is next in turn.
-            let oldest = context.shm.launch_record(turn).load(Ordering::Relaxed);
-            let ready = || {
-                let gone = context.is_dead() || context.failed.load(Ordering::SeqCst);
-                gone || (0..LAUNCHES as u32).any(|record| is_free(record) || is_over(record))
-            };
+            let put_by = next().filter(|record| is_over(*record) && self.put_by(context, *record)).count();
+            if put_by > 0 {
+                continue;
+            }
+            // They end in order, so the oldest does next: the one that had the place in the order which is next in turn. Nobody else starts meanwhile.
+            let oldest = starting.order[starting.head as usize % LAUNCHES];
+            let gone = || context.is_dead() || context.failed.load(Ordering::SeqCst);
+            let ready = || gone() || next().any(|record| is_free(record) || is_over(record));
             Bell(context.shm.launch(oldest).bell).wait(&mut Patience::new(PATIENCE), Deadline::Naps, ready);
         }
     }
 
-    /// Keeps how the launch of this record ended, and frees the record, unless somebody just did.
-    fn put_by(&self, context: &Context, record: u32) {
-        let used = &self.used[record as usize];
-        let number = used.load(Ordering::Acquire);
-        if number == 0 {
-            return;
+    /// Keeps how the launch of this record, which is over, ended, and frees the record. False if somebody just did.
+    fn put_by(&self, context: &Context, record: u32) -> bool {
+        let mut ended = self.ended();
+        let number = self.used[record as usize].load(Ordering::Relaxed);
+        if number != 0 {
+            ended.insert(number, outcome(context, record));
+            self.used[record as usize].store(0, Ordering::Release);
         }
-        let result = outcome(context, record);
-        // First kept, then free: who finds the record free looks here next.
-        self.ended().insert(number, result);
-        if used.compare_exchange(number, 0, Ordering::AcqRel, Ordering::Relaxed).is_err() {
-            self.ended().remove(&number);
-        }
+        number != 0
     }
 
     fn ended(&self) -> MutexGuard<'_, BTreeMap<u32, Result<(), LaunchError>>> {
         self.ended.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A number that no launch has, under L.
-    fn fresh_number(&self, record: u32) -> u32 {
+    /// A number that no launch has.
+    fn fresh_number(&self, made: &mut u32, record: u32) -> u32 {
         loop {
-            let made = self.made.load(Ordering::Relaxed).wrapping_add(1);
-            self.made.store(made, Ordering::Relaxed);
-            let number = number(made, record);
+            *made = made.wrapping_add(1);
+            let number = number(*made, record);
             if !self.ended().contains_key(&number) {
                 return number;
             }
         }
     }
 
-    /// What was kept of the launch of this number, which is forgotten.
-    fn kept(&self, number: u32) -> Result<(), LaunchError> {
-        self.ended().remove(&number).unwrap_or(Err(LaunchError::BadRequest))
-    }
-
     /// Waits for the launch of this number to end, and forgets it.
     pub(crate) fn wait(&self, context: &Context, number: u32) -> Result<(), LaunchError> {
         let record = number % LAUNCHES as u32;
-        let used = &self.used[record as usize];
-        let is_ours = || used.load(Ordering::Acquire) == number;
-        if number == 0 || !is_ours() {
-            return self.kept(number);
+        let (slot, used) = (context.shm.launch(record), &self.used[record as usize]);
+        let is_ours = || number != 0 && used.load(Ordering::Acquire) == number;
+        let is_over = || slot.over.load(Ordering::SeqCst) != 0;
+        Bell(slot.bell).wait(&mut Patience::new(PATIENCE), Deadline::Naps, || is_over() || !is_ours() || context.is_dead());
+        let mut ended = self.ended();
+        // Under the lock: what is ours stays ours, and the record tells of no other launch.
+        if !is_ours() {
+            return ended.remove(&number).unwrap_or(Err(LaunchError::BadRequest));
         }
-        let slot = context.shm.launch(record);
-        let ended = || slot.over.load(Ordering::SeqCst) != 0;
-        Bell(slot.bell).wait(&mut Patience::new(PATIENCE), Deadline::Naps, || ended() || context.is_dead() || !is_ours());
-        let result = if ended() { outcome(context, record) } else { Err(last_words(context, record)) };
-        // If it is not ours any more it may tell of another launch by now.
-        let forgotten = used.compare_exchange(number, 0, Ordering::AcqRel, Ordering::Relaxed);
-        if forgotten.is_ok() { result } else { self.kept(number) }
+        let result = if is_over() { outcome(context, record) } else { Err(last_words(context, record)) };
+        used.store(0, Ordering::Release);
+        result
     }
 }
 

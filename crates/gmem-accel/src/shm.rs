@@ -19,7 +19,7 @@ use rustix::mm::{MapFlags, ProtFlags};
 pub(crate) const MAX_CORES: usize = if cfg!(loom) { 2 } else { 64 };
 /// Commands that can be under way at once; a power of two. A model's ring is so small that it is full at once.
 pub(crate) const RING: usize = if cfg!(loom) { 2 } else { 512 };
-/// Launches that can be started and not yet waited for, per context: as many have a record. A power of two.
+/// Launches that can be under way at once, per context: as many have a record. A power of two.
 pub(crate) const LAUNCHES: usize = if cfg!(loom) { 2 } else { 256 };
 /// The most bytes of a panic's message that reach the host; a multiple of 8.
 pub(crate) const MESSAGE: usize = if cfg!(loom) { 16 } else { 512 };

@@ -1,9 +1,11 @@
 //! What the parts that host and device processes share without a lock stand on: the standard library and the kernel, or with `--cfg loom` a model of both.
 
 #[cfg(loom)]
-pub(crate) use gmem_loom::{atomic, futex, hint, thread_local};
+pub(crate) use gmem_loom::{Mutex, MutexGuard, atomic, futex, hint, thread_local};
 #[cfg(not(loom))]
-pub(crate) use {rustix::thread::futex, std::hint, std::sync::atomic, std::thread_local};
+pub(crate) use std::sync::{Mutex, MutexGuard, atomic};
+#[cfg(not(loom))]
+pub(crate) use {rustix::thread::futex, std::hint, std::thread_local};
 
 use atomic::{AtomicU32, AtomicU64};
 

@@ -12,7 +12,7 @@
 //! * The core calls every callback with **no lock of its own held**, except where a method says otherwise. The pages concerned are marked
 //!   busy instead, so no two callbacks ever run for the same page of one page table at the same time. (When a region is unmapped or a context is detached, a whole
 //!   range is released at once; nothing in it can be entered any more then.)
-//! * A callback may block for a bounded time; `gmem-conformance` allows six seconds. It must not call back into the core for a page it was called for, nor wait
+//! * A callback may block for a bounded time; `gmem-conformance` allows six seconds. (A launch may take as long as its kernel, and so does a wait for it, or for a place behind it: [`Compute`].) It must not call back into the core for a page it was called for, nor wait
 //!   for a fault that another thread of the driver reports: it would wait for itself.
 //! * A callback may itself fault on another page, or report a fault there. Such a fault waits for nobody who waits for the callback, such as a protect of what was
 //!   mapped with both.

@@ -17,6 +17,7 @@ pub mod atomic;
 pub mod futex;
 pub mod thread;
 
+pub use loom::sync::{Mutex, MutexGuard};
 pub use loom::{self, cell, hint};
 use std::sync::Arc;
 

@@ -121,7 +121,11 @@ impl Host {
             }
             letter::START => {
                 let args = [one, two].repeat(usize::from(n) % 10);
-                self.launches.extend(context.launches.start(&context, n.into(), &args, n & 1 == 0));
+                // It waits while the device has all that it can be given.
+                self.scene.waits_for_ever.set(true);
+                let times = if how & 0x20 == 0 { 1 } else { 1 + u32::from(n) };
+                let started = (0..times).map_while(|_| context.launches.start(&context, n.into(), &args, n & 1 == 0).ok());
+                self.launches.extend(started);
             }
             letter::WAIT => {
                 let known = self.launches.get(usize::from(n)).copied().or_else(|| self.launches.pop());

@@ -70,7 +70,7 @@ fn loom_the_next_launch_waits_for_every_worker() {
 }
 
 #[test]
-fn loom_records_are_used_again_only_when_they_were_read() {
+fn loom_a_record_is_used_again_when_its_launch_is_over() {
     model_within(2, || {
         let shared = Arc::new((Both::new(1), Crew::new(1)));
         together(
@@ -163,6 +163,88 @@ fn loom_the_last_words_of_a_device_reach_their_launch() {
                         assert_eq!(wait(both, second), Err(LaunchError::Device(DeviceError::Dead)));
                     }
                 }),
+            ],
+        );
+    });
+}
+
+/// Two that find all records in use each get one of those that are over, whatever becomes of the others.
+#[test]
+fn loom_two_starters_both_get_a_record() {
+    model_within(2, || {
+        let shared = Arc::new((Both::new(1), Crew::new(1)));
+        [start(&shared.0, 1), start(&shared.0, 2)].map(|launch| launch.expect("there is room"));
+        together(
+            &shared,
+            vec![
+                // No more end than are needed for two records.
+                Box::new(|s| work(s, 2, None)),
+                Box::new(|(both, _)| drop(start(both, 4).expect("there is room when one has ended"))),
+                Box::new(|(both, _)| drop(start(both, 8).expect("there is room when both have ended"))),
+            ],
+        );
+    });
+}
+
+/// A thread that waits for a launch whose record another one takes meanwhile is told how it ended, and nobody waits for ever.
+#[test]
+fn loom_a_launch_that_is_waited_for_as_its_record_is_taken() {
+    model_within(2, || {
+        let shared = Arc::new((Both::new(1), Crew::new(1)));
+        let launches = [start(&shared.0, 1), start(&shared.0, 2)].map(|launch| launch.expect("there is room"));
+        together(
+            &shared,
+            vec![
+                Box::new(|s| {
+                    work(s, 1, Some(0x1100));
+                    let (both, crew) = s;
+                    for next in 1..3 {
+                        crew.wait_for(&both.context.shm, next, &mut patience());
+                        crew.arrive(&both.context.shm, next);
+                    }
+                }),
+                Box::new(move |(both, _)| assert!(matches!(wait(both, launches[0]), Err(LaunchError::Fault { .. })))),
+                Box::new(move |(both, _)| {
+                    let third = start(both, 4).expect("there is room when one has ended");
+                    assert_eq!(wait(both, launches[1]), Ok(()));
+                    assert_eq!(wait(both, third), Ok(()));
+                }),
+            ],
+        );
+    });
+}
+
+#[test]
+fn loom_a_ticket_is_good_once() {
+    model_within(1, || {
+        let shared = Arc::new((Both::new(1), Crew::new(1)));
+        let launches = [start(&shared.0, 1), start(&shared.0, 2)].map(|launch| launch.expect("there is room"));
+        let told = |both: &Both, launch| both.performed.fetch_add(100 * u32::from(wait(both, launch).is_ok()), Ordering::Relaxed);
+        together(
+            &shared,
+            vec![
+                Box::new(|s| work(s, 2, None)),
+                Box::new(move |(both, _)| drop(told(both, launches[0]))),
+                Box::new(move |(both, _)| drop(told(both, launches[0]))),
+                Box::new(|(both, _)| drop(start(both, 4).expect("there is room when one has ended"))),
+            ],
+        );
+        assert_eq!(shared.0.performed() / 100, 1);
+    });
+}
+
+/// Its record may be that of another launch at once, which has not ended and perhaps never does.
+#[test]
+fn loom_a_launch_that_ended_is_not_waited_for_by_way_of_another() {
+    model_within(2, || {
+        let shared = Arc::new((Both::new(1), Crew::new(1)));
+        let launches = [start(&shared.0, 1), start(&shared.0, 2)].map(|launch| launch.expect("there is room"));
+        together(
+            &shared,
+            vec![
+                Box::new(|s| work(s, 2, None)),
+                Box::new(move |(both, _)| assert_eq!(wait(both, launches[0]), Ok(()))),
+                Box::new(|(both, _)| drop(start(both, 4).expect("there is room when one has ended"))),
             ],
         );
     });
