@@ -456,7 +456,7 @@ impl<P: Platform> Core<P> {
                     }
                     return Ok((hnode, Some(frame), phys));
                 }
-                if hnode.usable() >= size.len() {
+                if hnode.usable(size).get() > 0 {
                     pools.push((hnode, epoch));
                 }
             }
@@ -553,6 +553,6 @@ pub(crate) fn replicas<P: Platform>(contexts: &Contexts<P>) -> Contexts<P> {
 /// That the device has no memory for a page of this size: for now, or whatever leaves it.
 fn no_room<P: Platform>(context: &Context<P>, size: PageSize) -> FaultError {
     let pools = context.device.pools();
-    let never = !pools.is_empty() && pools.iter().all(|hnode| hnode.usable() < size.len());
+    let never = !pools.is_empty() && pools.iter().all(|hnode| hnode.usable(size).get() == 0);
     if never { FaultError::PageTooLarge } else { FaultError::NoDeviceMemory }
 }

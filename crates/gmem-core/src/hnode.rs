@@ -297,10 +297,12 @@ impl<P: Platform> Hnode<P> {
         !pool.retiring && pool.used + pool.quarantined + len.get() <= pool.limit
     }
 
-    /// How many bytes may be used at once.
-    pub(crate) fn usable(&self) -> ByteLen {
-        let pool = self.pool.lock();
-        ByteLen(if pool.retiring { 0 } else { pool.limit })
+    /// How many bytes pages of this size can have of it at once. A peer keeps its own books, and no limit of ours.
+    pub(crate) fn usable(&self, size: PageSize) -> ByteLen {
+        let bytes = size.bytes();
+        let frames = (self.range.end / bytes).saturating_sub(self.range.begin.div_ceil(bytes));
+        let most = if self.allocator == Allocator::Peer { u64::MAX } else { self.pool.lock().limit / bytes };
+        ByteLen(frames.min(most) * bytes)
     }
 
     /// Victims that stand in the way of one frame of `size`, isolated: up to a batch of the frames in `block`, a range of that size, or in the block of the

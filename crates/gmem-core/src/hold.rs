@@ -12,7 +12,7 @@ use crate::space::{Ended, Space};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use arrayvec::ArrayVec;
-use gmem_hal::{Access, ByteLen, DeviceId, FaultError, OutOfMemory, Platform, Prot, SpaceId, VirtRange};
+use gmem_hal::{Access, ByteLen, DeviceId, Mode, OutOfMemory, PageSize, Platform, Prot, SpaceId, VirtAddr, VirtRange};
 
 /// A range that a launch will touch.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -31,14 +31,12 @@ impl<P: Platform> Core<P> {
     /// [`Core::unhold`]: everybody else who wants to move them waits. All or nothing. Pages are taken in the order of their addresses, so holds cannot wait for each other in a circle. May block.
     ///
     /// # Errors
-    /// [`RangeError::DoesNotFit`] if the device's memory is too small for them; [`RangeError::Fault`] with [`FaultError::NoDeviceMemory`] if it is, for now, because of
+    /// [`RangeError::DoesNotFit`] if the device's memory is too small for them; [`RangeError::Fault`] with [`FaultError::NoDeviceMemory`](gmem_hal::FaultError::NoDeviceMemory) if it is, for now, because of
     /// what others hold or have pinned there.
     pub fn hold(&self, space: SpaceId, device: Option<DeviceId>, ranges: &[HoldRange]) -> Result<(), RangeError> {
         let (found, context) = self.find(space, device)?;
-        let mut sorted: Vec<HoldRange> = Vec::new();
-        sorted.try_reserve_exact(ranges.len()).map_err(|_| OutOfMemory)?;
-        sorted.extend_from_slice(ranges);
-        sorted.sort_by_key(|hold| hold.range.start());
+        let sorted = sorted(ranges)?;
+        self.size_of_hold(&found, context.as_ref(), &sorted)?;
         for (n, hold) in sorted.iter().enumerate() {
             let mut end = hold.range.start();
             let result = self.each_mapped_page(&found, hold.range, |region, page| {
@@ -49,34 +47,52 @@ impl<P: Platform> Core<P> {
             if let Err(e) = result {
                 let taken = sorted[..n].iter().map(|hold| hold.range).chain(VirtRange::new(hold.range.start(), end));
                 self.let_go(&found, context.as_ref(), taken);
-                return Err(match (e, &context) {
-                    (RangeError::Fault(_, FaultError::NoDeviceMemory), Some(context)) => {
-                        self.too_much(&found, context, &sorted).unwrap_or(e)
-                    }
-                    _ => e,
-                });
+                return Err(e);
             }
         }
         Ok(())
     }
 
-    /// That these ranges, sorted, do not fit on the device even if they are alone there; `None` if they do.
-    fn too_much(&self, space: &Arc<Space<P>>, context: &Context<P>, sorted: &[HoldRange]) -> Option<RangeError> {
-        let (mut asked, mut end) = (0, None);
-        for hold in sorted {
-            let counted = self.each_page(space, hold.range, |region, page| {
-                let page = region.page(page);
-                if end.is_none_or(|end| page.start() >= end) {
-                    asked += page.len().get();
-                    end = Some(page.end());
-                }
-                Ok(())
-            });
-            counted.ok()?;
-        }
+    /// How many bytes these ranges take on `device` in whole pages, what they have in common once, and how many its memories can hold for this address space, whoever has some now.
+    /// Nothing and everything for a context that has no pages of its own there. Does not block.
+    ///
+    /// # Errors
+    /// [`RangeError::DoesNotFit`] if that is less, or less of one page size.
+    pub fn hold_size(&self, space: SpaceId, device: DeviceId, ranges: &[HoldRange]) -> Result<(ByteLen, ByteLen), RangeError> {
+        let (found, context) = self.find(space, Some(device))?;
+        self.size_of_hold(&found, context.as_ref(), &sorted(ranges)?)
+    }
+
+    fn size_of_hold(
+        &self,
+        space: &Arc<Space<P>>,
+        context: Option<&Arc<Context<P>>>,
+        sorted: &[HoldRange],
+    ) -> Result<(ByteLen, ByteLen), RangeError> {
+        let Some(context) = context.filter(|context| context.mode == Mode::CoherentExclusive) else {
+            return Ok((ByteLen(0), ByteLen(u64::MAX)));
+        };
         let pools = context.device.pools();
-        let room = ByteLen(pools.iter().filter(|hnode| space.lock().allowed.contains(hnode.id)).map(|hnode| hnode.usable().get()).sum());
-        (asked > room.get()).then_some(RangeError::DoesNotFit { asked: ByteLen(asked), room })
+        let guard = space.lock();
+        let mut asked = PageSize::ALL.map(|size| (size, 0));
+        let mut counted = VirtAddr::new(0);
+        for hold in sorted {
+            for region in guard.regions_in(hold.range) {
+                let first = region.page(hold.range.start().max(region.range.start())).start().max(counted);
+                let end = region.page(VirtAddr::new(hold.range.end().get().min(region.range.end().get()) - 1)).end();
+                let of_size = asked.iter_mut().filter(|(size, _)| *size == region.attrs.page_size);
+                of_size.for_each(|(_, bytes)| *bytes += end.get().saturating_sub(first.get()));
+                counted = counted.max(end);
+            }
+        }
+        let allowed = pools.iter().filter(|hnode| guard.allowed.contains(hnode.id));
+        let room = |size| allowed.clone().map(|hnode| hnode.usable(size).get()).sum::<u64>();
+        let all = (asked.iter().map(|(_, bytes)| *bytes).sum::<u64>(), room(PageSize::Size4K));
+        let each = asked.iter().map(|(size, bytes)| (*bytes, room(*size)));
+        match [all].into_iter().chain(each).find(|(asked, room)| asked > room) {
+            Some((asked, room)) => Err(RangeError::DoesNotFit { asked: ByteLen(asked), room: ByteLen(room) }),
+            None => Ok((ByteLen(all.0), ByteLen(all.1))),
+        }
     }
 
     /// Ends a hold made with the same `device` and `ranges`, and wakes whoever waits for the pages. A device that cannot replay faults sees them no longer, unless
@@ -164,4 +180,13 @@ impl<P: Platform> Core<P> {
         self.revoked(context, lowered.and_then(|()| mmu.tlb_invalidate_coalesced(pmap, ranges)));
         self.counters.coalesced_invalidations.add(1);
     }
+}
+
+/// The ranges by their first addresses.
+fn sorted(ranges: &[HoldRange]) -> Result<Vec<HoldRange>, RangeError> {
+    let mut sorted: Vec<HoldRange> = Vec::new();
+    sorted.try_reserve_exact(ranges.len()).map_err(|_| OutOfMemory)?;
+    sorted.extend_from_slice(ranges);
+    sorted.sort_by_key(|hold| hold.range.start());
+    Ok(sorted)
 }

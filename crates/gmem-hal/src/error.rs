@@ -155,7 +155,7 @@ pub enum FaultError {
     NotNamed,
     /// The region does not allow this access.
     Protection,
-    /// The device's memory is full and nothing in it can be evicted.
+    /// The device's memory is full and nothing in it can be evicted: it is pinned or held by launches. A PEER device keeps for a context what that once had.
     NoDeviceMemory,
     /// A page of the region is larger than every memory of the device, or than what its limit leaves.
     PageTooLarge,
@@ -179,11 +179,13 @@ impl fmt::Display for FaultError {
                 "the launch did not name this memory for such an access: a device that cannot replay faults has only what its launch names (in Args)",
             ),
             Self::Protection => f.write_str("the region does not allow this access"),
-            Self::NoDeviceMemory => f.write_str("the device's memory is full and nothing in it can be evicted"),
+            Self::NoDeviceMemory => f.write_str(
+                "the device has no memory left for the page: all of it is pinned, held by launches or, in a PEER device, kept for its other contexts",
+            ),
             Self::PageTooLarge => f.write_str(
                 "a page of this region is larger than what any memory of the device may hold: map the region with smaller pages, or raise the device's limit",
             ),
-            Self::Fenced => f.write_str("the context is fenced after a failure of its device"),
+            Self::Fenced => f.write_str("the context was stopped, by the program or after a failure of its device: detach it and attach again"),
             Self::NotAttached => f.write_str("the context is not attached"),
             Self::TooManyHolds => f.write_str("255 launches hold this page: wait for one of them to end"),
             Self::Device(e) => e.fmt(f),

@@ -124,10 +124,13 @@ impl Context {
         let replay = self.device.info().capabilities.contains(Capabilities::REPLAYABLE) || self.mode == Mode::Share;
         let (space, device) = (self.space.id(), self.device.id());
         self.runtime().call(|core| {
-            let context = core.context(space, device).filter(|c| !c.fenced).ok_or(Error::Fenced)?;
-            core.switch(device, Some(space))?;
+            let find = || core.context(space, device).filter(|c| !c.fenced).ok_or(Error::Fenced);
+            find()?;
             let held = if replay { &[] } else { args.touched() };
             let hold = Hold::take(core, space, &self.device, held)?;
+            // After the wait for memory, during which other contexts of the device may have become the current one, and this one may have been stopped.
+            let context = find()?;
+            core.switch(device, Some(space))?;
             let request = LaunchRequest { pmap: context.pmap, kernel: kernel.name, args: args.words(), replay };
             let watcher = Watcher::new(self.runtime(), &self.device, hold)?;
             let compute = self.device.inner.driver.compute().ok_or(Error::NoCompute);

@@ -106,7 +106,7 @@ impl Device {
         self.inner.runtime.call(|core| core.current(self.inner.id)).ok()?
     }
 
-    /// Uses at most `limit` bytes of each of the device's memory pools (`max_memsize` of the original). Pages larger than that cannot be on the device any more
+    /// Uses at most `limit` bytes of each of the device's memory pools (`max_memsize` of the original), unless it is a PEER device, which manages its memory itself. Pages larger than that cannot be on the device any more
     /// ([`FaultError::PageTooLarge`](gmem_hal::FaultError::PageTooLarge)).
     ///
     /// # Errors

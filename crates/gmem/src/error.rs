@@ -99,7 +99,7 @@ impl fmt::Display for Error {
             Self::Detach(e) => write!(f, "not detached: {e}"),
             Self::Range(e) => e.fmt(f),
             Self::Launch(e) => write!(f, "the launch failed: {e}"),
-            Self::Fenced => f.write_str("the device was stopped after a failure: detach it and attach again"),
+            Self::Fenced => f.write_str("the context was stopped, by the program or after a failure of its device: detach it and attach again"),
             Self::NoCompute => f.write_str("this device offers no way to run kernels"),
             Self::VectorProt => f.write_str("a vector needs a region that may be read and written: leave `prot` out, or map a region"),
             Self::DevicesOnly => f.write_str("the CPU does not see this address space: map a region and use its addresses on devices"),

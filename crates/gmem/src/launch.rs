@@ -5,29 +5,53 @@ use crate::error::Error;
 use crate::runtime::{LinuxCore, Runtime};
 use gmem_core::{HoldRange, RangeError};
 use gmem_hal::{DeviceId, FaultError, LaunchError, SpaceId, Ticket};
+use std::collections::VecDeque;
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::Thread;
+use std::time::{Duration, Instant};
 
-/// Launches take memory of a device one after the other, and hold it side by side. One that does not find enough waits for those that hold some to end. If several took
-/// memory at the same time, each could find what the others have taken in part, let go of its own, and begin again with them, for ever.
+/// The memory of a device that launches hold. A launch is admitted if what it names fits beside what those admitted before name: then there are frames for all of them, and they
+/// take them side by side. One that does not fit, or has memory in common with others so that nobody knows, queues. The first in the queue tries each time that another
+/// launch ended; if several tried, each would find what the others have taken in part, let go of its own, and begin again with them, for ever.
 #[derive(Debug, Default)]
 pub(crate) struct Holding {
     state: Mutex<State>,
-    changed: Condvar,
 }
 
 #[derive(Debug, Default)]
 struct State {
-    /// Launches that came for memory, and those that have it or were refused: the turn is that of the one between.
-    came: u64,
-    served: u64,
-    /// Launches that hold memory, and how many did and ended.
-    held: usize,
+    /// Those that wait, by number, oldest first. Whatever may let the first of them go on wakes it.
+    queue: VecDeque<(u64, Thread)>,
+    /// Numbers given out.
+    numbers: u64,
+    /// How many launches went before the first in the queue since it is that.
+    overtaken: u32,
+    /// How many are admitted, and how many bytes they name, in whole pages.
+    admitted: usize,
+    reserved: u64,
+    /// How many were admitted ever, and how many of them have let their memory go.
+    admissions: u64,
     ended: u64,
 }
 
-/// The turn to take memory; the next one's on drop.
-struct Turn<'a>(&'a Holding);
+/// As many launches that fit may go before one that does not, so that it comes to its turn.
+const MOST_OVERTAKEN: u32 = 64;
+
+/// How often the first in the queue tries although no launch ended: memory can also become free because it is unpinned, or a limit is raised.
+const NAP: Duration = Duration::from_millis(100);
+
+/// The place of a launch among those of its device: admitted, or in the queue. Given up on drop.
+struct Place {
+    holding: Arc<Holding>,
+    /// How many bytes it names, in whole pages, and how many all can have.
+    asked: u64,
+    room: u64,
+    /// It was admitted once, and there was not enough all the same: what is pinned, or lies scattered, is not counted.
+    refused: bool,
+    /// Its number in the queue, and `ended` at its last try there.
+    queued: Option<(u64, Option<u64>)>,
+}
 
 /// Memory held for a launch; let go on drop.
 pub(crate) struct Hold {
@@ -35,76 +59,164 @@ pub(crate) struct Hold {
     space: SpaceId,
     device: DeviceId,
     ranges: Vec<HoldRange>,
-    holding: Arc<Holding>,
+    /// Given up when the memory is free.
+    _place: Place,
 }
 
 impl Hold {
-    /// Holds `ranges` on the device. If they do not fit beside what other launches hold, waits for those to end.
+    /// Holds `ranges` on the device. If they do not fit beside what other launches hold, waits for those to end, as long as the context is not stopped.
     pub(crate) fn take(core: &Arc<LinuxCore>, space: SpaceId, device: &Device, ranges: &[HoldRange]) -> Result<Option<Self>, Error> {
         if ranges.is_empty() {
             return Ok(None);
         }
         let holding = device.inner.holding.clone();
         let device = device.id();
-        let turn = holding.turn();
+        let lives = || core.context(space, device).is_some_and(|context| !context.fenced);
+        let (asked, room) = core.hold_size(space, device, ranges)?;
+        let mut place = Place::among(holding, asked.get(), room.get());
         loop {
-            let (others, ended) = turn.others();
+            let seen = place.wait(lives)?;
             match core.hold(space, Some(device), ranges) {
-                Ok(()) => break,
-                Err(RangeError::Fault(_, FaultError::NoDeviceMemory)) if others > 0 => turn.wait(ended),
+                Ok(()) => break place.admit(),
+                Err(RangeError::Fault(_, FaultError::NoDeviceMemory | FaultError::TooManyHolds)) if !place.was_alone(seen) => {
+                    place.refused(seen);
+                }
                 Err(refused) => return Err(refused.into()),
             }
         }
-        turn.0.state().held += 1;
-        drop(turn);
-        Ok(Some(Self { core: core.clone(), space, device, ranges: ranges.to_vec(), holding }))
+        Ok(Some(Self { core: core.clone(), space, device, ranges: ranges.to_vec(), _place: place }))
     }
+}
+
+/// What there was when a launch began to try.
+#[derive(Clone, Copy)]
+struct Seen {
+    others: usize,
+    admissions: u64,
+    ended: u64,
 }
 
 impl Holding {
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
 
-    fn wait_while(&self, state: MutexGuard<'_, State>, mut what: impl FnMut(&State) -> bool) {
-        drop(self.changed.wait_while(state, |state| what(state)).unwrap_or_else(PoisonError::into_inner));
+impl State {
+    fn admit(&mut self, asked: u64) {
+        self.admitted += 1;
+        self.admissions += 1;
+        self.reserved += asked;
     }
 
-    /// Waits for those that came before.
-    fn turn(&self) -> Turn<'_> {
-        let mut state = self.state();
-        let number = state.came;
-        state.came += 1;
-        self.wait_while(state, |state| state.served != number);
-        Turn(self)
+    fn give_back(&mut self, asked: u64) {
+        self.admitted -= 1;
+        self.reserved -= asked;
+        self.ended += 1;
+        self.wake_first();
     }
 
-    /// A launch that held memory has let it go.
-    fn end(&self) {
-        let mut state = self.state();
-        state.held -= 1;
-        state.ended += 1;
-        self.changed.notify_all();
+    fn leave_queue(&mut self, number: u64) {
+        self.overtaken = if self.is_first(number) { 0 } else { self.overtaken };
+        self.queue.retain(|(other, _)| *other != number);
+        self.wake_first();
+    }
+
+    fn is_first(&self, number: u64) -> bool {
+        self.queue.front().is_some_and(|(first, _)| *first == number)
+    }
+
+    fn wake_first(&self) {
+        if let Some((_, thread)) = self.queue.front() {
+            thread.unpark();
+        }
+    }
+
+    fn enqueue(&mut self) -> u64 {
+        self.numbers += 1;
+        self.queue.push_back((self.numbers, std::thread::current()));
+        self.numbers
     }
 }
 
-impl Turn<'_> {
-    /// How many launches hold memory, and how many have ended.
-    fn others(&self) -> (usize, u64) {
-        let state = self.0.state();
-        (state.held, state.ended)
+impl Place {
+    fn among(holding: Arc<Holding>, asked: u64, room: u64) -> Self {
+        let mut state = holding.state();
+        let queued = if state.reserved + asked <= room && (state.queue.is_empty() || state.overtaken < MOST_OVERTAKEN) {
+            state.overtaken += u32::from(!state.queue.is_empty());
+            state.admit(asked);
+            None
+        } else {
+            Some((state.enqueue(), None))
+        };
+        drop(state);
+        Self { holding, asked, room, refused: false, queued }
     }
 
-    /// Waits until more have ended than so many.
-    fn wait(&self, ended: u64) {
-        self.0.wait_while(self.0.state(), |state| state.ended == ended);
+    /// Waits until it may try. [`Error::Fenced`] if the context does not live any more.
+    fn wait(&mut self, lives: impl Fn() -> bool) -> Result<Seen, Error> {
+        let since = Instant::now();
+        loop {
+            let mut state = self.holding.state();
+            let seen = Seen { others: state.admitted, admissions: state.admissions, ended: state.ended };
+            match self.queued {
+                // It counts itself.
+                None => return Ok(Seen { others: seen.others - 1, ..seen }),
+                Some((number, _)) if state.is_first(number) && !self.refused && state.reserved + self.asked <= self.room => {
+                    state.admit(self.asked);
+                    state.leave_queue(number);
+                    self.queued = None;
+                    return Ok(seen);
+                }
+                Some((number, tried)) if state.is_first(number) && (tried != Some(seen.ended) || since.elapsed() >= NAP) => {
+                    return Ok(seen);
+                }
+                Some(_) => {}
+            }
+            drop(state);
+            if !lives() {
+                return Err(Error::Fenced);
+            }
+            std::thread::park_timeout(NAP);
+        }
+    }
+
+    /// Whether nobody else had memory since.
+    fn was_alone(&self, seen: Seen) -> bool {
+        let admissions = self.holding.state().admissions;
+        self.queued.is_some() && seen.others == 0 && seen.admissions == admissions
+    }
+
+    /// There was not enough: waits in the queue for others to end.
+    fn refused(&mut self, seen: Seen) {
+        let mut state = self.holding.state();
+        self.queued = match self.queued {
+            Some((number, _)) => Some((number, Some(seen.ended))),
+            None => {
+                state.give_back(self.asked);
+                self.refused = true;
+                Some((state.enqueue(), None))
+            }
+        };
+    }
+
+    /// It has its memory.
+    fn admit(&mut self) {
+        if let Some((number, _)) = self.queued.take() {
+            let mut state = self.holding.state();
+            state.admit(self.asked);
+            state.leave_queue(number);
+        }
     }
 }
 
-impl Drop for Turn<'_> {
+impl Drop for Place {
     fn drop(&mut self) {
-        self.0.state().served += 1;
-        self.0.changed.notify_all();
+        let mut state = self.holding.state();
+        match self.queued {
+            Some((number, _)) => state.leave_queue(number),
+            None => state.give_back(self.asked),
+        }
     }
 }
 
@@ -112,7 +224,6 @@ impl Drop for Hold {
     fn drop(&mut self) {
         // The address space lives: the launch belongs to a context of it.
         let _ = self.core.unhold(self.space, Some(self.device), &self.ranges);
-        self.holding.end();
     }
 }
 

@@ -424,3 +424,203 @@ fn launches_that_fit_alone_take_turns() {
         }
     });
 }
+
+/// Runs `ADD` over a whole region.
+fn add_to(context: &Context, region: &Region) -> Result<(), Error> {
+    // SAFETY: the region lives, and this is the only slice of its words.
+    let all = unsafe { words(region, 0, region.range().len().get()) };
+    // SAFETY: `ADD` takes an address and a number.
+    unsafe { context.run(&ADD, Args::new().write(all).number(1u64)) }
+}
+
+/// A kernel that holds all of `region` until the gate is open, in a thread of `threads`; on return it runs.
+fn hold_in<'scope>(
+    threads: &'scope std::thread::Scope<'scope, '_>,
+    world: &'scope World,
+    region: &'scope Region,
+    gate: &'scope KernelGate,
+) {
+    threads.spawn(|| {
+        // SAFETY: the region lives, and this is the only slice of its words; `GATED` takes an address and a number.
+        unsafe { world.context.run(&GATED, Args::new().write(words(region, 0, region.range().len().get())).number(gate.number())) }.unwrap();
+    });
+    until(|| held(world, region).iter().map(|run| run.range.len().get()).sum::<u64>() == region.range().len().get());
+}
+
+fn until(what: impl Fn() -> bool) {
+    while !what() {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// One that waits for a page which is pinned for I/O keeps nobody from memory that is free: the pin may be dropped only when the other launch is over.
+#[test]
+fn a_launch_that_waits_for_a_page_keeps_nobody_else_waiting() {
+    watched(|| {
+        let world = no_replay();
+        let (pinned, free) = (world.pages(4), world.pages(1));
+        std::thread::scope(|threads| {
+            let pin = pinned.pin_for_io(part(&pinned, 0, PAGE)).unwrap();
+            let waiting = threads.spawn(|| add_to(&world.context, &pinned).unwrap());
+            std::thread::sleep(Duration::from_millis(50));
+            add_to(&world.context, &free).unwrap();
+            assert!(!waiting.is_finished(), "what is pinned for I/O was taken");
+            drop(pin);
+        });
+        assert_eq!([&pinned, &free].map(|region| get(at(region, 0))), [1, 1]);
+    });
+}
+
+/// A launch that does not fit for now waits; those that do, also of other address spaces, do not wait with it.
+#[test]
+fn a_launch_that_fits_goes_before_one_that_does_not() {
+    watched(|| {
+        let world = no_replay();
+        let (held, large) = (world.pages(2), world.pages(3));
+        let other = world.gmem.address_space().create().unwrap();
+        let second = other.attach(&world.device, Mode::CoherentExclusive).unwrap();
+        let small = other.region().map(PAGE).unwrap();
+        let gate = KernelGate::new();
+        std::thread::scope(|threads| {
+            hold_in(threads, &world, &held, &gate);
+            let waiting = threads.spawn(|| add_to(&world.context, &large).unwrap());
+            std::thread::sleep(Duration::from_millis(50));
+            (0..3).for_each(|_| add_to(&second, &small).unwrap());
+            assert!(!waiting.is_finished());
+            gate.open();
+        });
+        assert_eq!((get(at(&large, 0)), get(at(&small, 0))), (1, 3));
+    });
+}
+
+/// Those that go before it are counted, so that it comes to its turn however many there are.
+#[test]
+fn a_large_launch_among_small_ones_comes_to_its_turn() {
+    watched(|| {
+        let world = no_replay();
+        let (large, small) = (world.pages(4), [world.pages(1), world.pages(1), world.pages(1)]);
+        let over = AtomicBool::new(false);
+        std::thread::scope(|threads| {
+            for region in &small {
+                let (world, over) = (&world, &over);
+                threads.spawn(move || {
+                    while !over.load(Ordering::Relaxed) {
+                        add_to(&world.context, region).unwrap();
+                    }
+                });
+            }
+            (0..5).for_each(|_| add_to(&world.context, &large).unwrap());
+            over.store(true, Ordering::Relaxed);
+        });
+        assert_eq!(get(at(&large, 0)), 5);
+    });
+}
+
+#[test]
+fn a_launch_that_waits_for_memory_ends_when_its_context_is_stopped() {
+    watched(|| {
+        let world = no_replay();
+        let held = world.pages(2);
+        let other = world.gmem.address_space().create().unwrap();
+        let second = other.attach(&world.device, Mode::CoherentExclusive).unwrap();
+        let large = other.region().map(3 * PAGE).unwrap();
+        let gate = KernelGate::new();
+        std::thread::scope(|threads| {
+            hold_in(threads, &world, &held, &gate);
+            let waiting = threads.spawn(|| add_to(&second, &large));
+            std::thread::sleep(Duration::from_millis(50));
+            second.stop().unwrap();
+            let ended = waiting.join().unwrap();
+            assert!(ended.as_ref().is_err_and(Error::is_device_gone), "{ended:?}");
+            gate.open();
+        });
+    });
+}
+
+/// Memory becomes free in other ways than by the end of a launch.
+#[test]
+fn a_launch_that_waits_for_memory_sees_that_some_is_unpinned() {
+    watched(|| {
+        let world = no_replay();
+        let (held, pinned) = (world.pages(2), world.pages(1));
+        let other = world.gmem.address_space().create().unwrap();
+        let second = other.attach(&world.device, Mode::CoherentExclusive).unwrap();
+        let wanted = other.region().map(2 * PAGE).unwrap();
+        let gate = KernelGate::new();
+        world.space.prefetch(pinned.range(), Some(&world.device), Access::Write).unwrap();
+        world.space.pin(pinned.range()).unwrap();
+        std::thread::scope(|threads| {
+            hold_in(threads, &world, &held, &gate);
+            let waiting = threads.spawn(|| add_to(&second, &wanted).unwrap());
+            std::thread::sleep(Duration::from_millis(50));
+            assert!(!waiting.is_finished());
+            world.space.unpin(pinned.range()).unwrap();
+            waiting.join().unwrap();
+            gate.open();
+        });
+    });
+}
+
+/// As many launches as can be counted hold a page; others wait.
+#[test]
+fn any_number_of_launches_can_name_one_page() {
+    watched(|| {
+        let world = no_replay();
+        let region = world.pages(1);
+        let (gate, started) = (KernelGate::new(), AtomicUsize::new(0));
+        // SAFETY: the region lives. The kernels run one after the other, and nobody uses these slices.
+        let word = || unsafe { words(&region, 0, 8) };
+        std::thread::scope(|threads| {
+            threads.spawn(|| {
+                until(|| started.load(Ordering::SeqCst) == 255);
+                std::thread::sleep(Duration::from_millis(50));
+                assert_eq!(started.load(Ordering::SeqCst), 255);
+                gate.open();
+            });
+            world.context.scope(|scope| {
+                for n in 0..300 {
+                    let (kernel, number) = if n == 0 { (&GATED, gate.number()) } else { (&ADD, 1) };
+                    // SAFETY: both take an address and a number.
+                    unsafe { scope.launch(kernel, Args::new().write(word()).number(number)) }.unwrap();
+                    started.fetch_add(1, Ordering::SeqCst);
+                }
+            });
+        });
+        assert_eq!(get(at(&region, 0)), 2 + 299);
+    });
+}
+
+/// What can never fit is refused before anything leaves for it, and what can is not refused for good.
+#[test]
+fn what_never_fits_is_known_beforehand() {
+    watched(|| {
+        let does_not_fit = |result: Result<(), Error>| match result {
+            Err(Error::Range(RangeError::DoesNotFit { asked, room })) => (asked.get(), room.get()),
+            other => panic!("{other:?}"),
+        };
+        let world = no_replay();
+        let (there, huge) = (world.pages(4), world.pages(5));
+        world.space.prefetch(there.range(), Some(&world.device), Access::Write).unwrap();
+        assert_eq!(does_not_fit(add_to(&world.context, &huge)), (5 * PAGE, 4 * PAGE));
+        assert_eq!((world.gmem.stats().evictions, used(&world.device)), (0, 4 * PAGE), "pages left in vain");
+        // Two memories of a page and a half have two frames for pages.
+        let world = World::new(accel::Discrete::builder().memory(3 * PAGE).cores(1).replay(false), Mode::CoherentExclusive);
+        world.device.unregister_memory(world.device.hnodes()[0]).unwrap();
+        for begin in [0, 3 * PAGE / 2] {
+            world.device.register_memory(gmem::hal::PhysRange { begin, end: begin + 3 * PAGE / 2 }).unwrap();
+        }
+        let three = world.pages(3);
+        assert_eq!(does_not_fit(add_to(&world.context, &three)), (3 * PAGE, 2 * PAGE));
+        let small = world.space.region().page_size(PageSize::Size64K).map(3 * PAGE).unwrap();
+        add_to(&world.context, &small).unwrap();
+        // A peer keeps its own books: no limit of the core's, and no second of trying.
+        let world = World::new(accel::Discrete::builder().memory(4 * PAGE).cores(1).replay(false).peer(true), Mode::CoherentExclusive);
+        world.device.set_memory_limit(ByteLen(2 * PAGE)).unwrap();
+        let (three, five) = (world.pages(3), world.pages(5));
+        add_to(&world.context, &three).unwrap();
+        assert_eq!(does_not_fit(add_to(&world.context, &five)), (5 * PAGE, 4 * PAGE));
+        // Beyond what is named, nothing is counted.
+        let large = world.space.region().page_size(PageSize::Size4K).map(1 << 37).unwrap();
+        assert_eq!(does_not_fit(add_to(&world.context, &large)), (1 << 37, 4 * PAGE));
+    });
+}
