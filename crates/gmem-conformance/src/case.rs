@@ -2,12 +2,13 @@
 
 use crate::check::Stop;
 use crate::observe::{Breach, Observed};
+use crate::report::UNEXPECTED;
 use crate::runner::doomed::{self, Brink, Ending};
 use crate::subject::Specimen;
 use crate::target::Target;
 use crate::world::{Unit, World};
 use gmem::hal::DeviceError;
-use gmem::{AddressSpace, Context, Device, Gmem, Mode, PageSize};
+use gmem::{AddressSpace, AttachError, Context, Device, Gmem, Mode, PageSize};
 use std::cell::RefCell;
 use std::sync::Arc;
 use std::time::Duration;
@@ -87,21 +88,46 @@ impl Case<'_> {
         pages: u64,
         prepare: impl FnOnce(&Arc<Observed>),
     ) -> Result<Unit, Stop> {
+        let (device, observed, specimen) = self.add_watched(gmem, pages, prepare)?;
+        let context = space.attach(&device, self.mode).map_err(|error| match error {
+            gmem::Error::Attach(AttachError::NoDeviceMemory) => {
+                Stop::Failed(format!("{UNEXPECTED}{error} (in the kit: Subject::memory names it)"))
+            }
+            error => error.into(),
+        })?;
+        Ok(Unit { context, device, observed, specimen })
+    }
+
+    /// Another device whose memory, if it has its own, holds so many pages; attached to nothing.
+    ///
+    /// # Errors
+    /// [`Stop`] if it cannot be made or added.
+    pub fn add(&self, gmem: &Gmem, pages: u64) -> Result<Device, Stop> {
+        Ok(self.add_watched(gmem, pages, |_| {})?.0)
+    }
+
+    fn add_watched(
+        &self,
+        gmem: &Gmem,
+        pages: u64,
+        prepare: impl FnOnce(&Arc<Observed>),
+    ) -> Result<(Device, Arc<Observed>, Arc<dyn Specimen>), Stop> {
         let specimen = self.specimen(pages)?;
         let observed = self.observe(specimen.device());
         prepare(&observed);
         let device = gmem.add_device(observed.clone())?;
-        let context = space.attach(&device, self.mode)?;
-        Ok(Unit { context, device, observed, specimen })
+        if specimen.device().physical_memory().is_empty() {
+            // As a program does whose driver leaves it to it.
+            for range in specimen.memory() {
+                device.register_memory(range)?;
+            }
+        }
+        Ok((device, observed, specimen))
     }
 
     /// An observer of `driver`, to be added in its place: a promise that either side breaks fails the check.
     pub fn observe(&self, driver: Arc<dyn gmem::hal::Device>) -> Arc<Observed> {
-        let address = |driver: &Arc<dyn gmem::hal::Device>| Arc::as_ptr(driver).addr();
-        let specimens = self.specimens.borrow();
-        let specimen = specimens.iter().find(|specimen| address(&specimen.device()) == address(&driver));
-        let memory = specimen.map(|specimen| specimen.memory()).unwrap_or_default();
-        let observed = Observed::with_memory(driver, memory);
+        let observed = Observed::new(driver);
         self.observers.borrow_mut().push(observed.clone());
         observed
     }

@@ -4,7 +4,7 @@ use crate::case::Case;
 use crate::check::{Check, Stop};
 use crate::observe::Breach;
 use crate::options::Options;
-use crate::report::{MEANWHILE, Row, Verdict};
+use crate::report::{MEANWHILE, PANICKED, Row, Verdict};
 use crate::target::{Target, mode_name};
 use gmem::hal::DeviceError;
 use gmem::{Mode, PageSize};
@@ -66,7 +66,7 @@ impl Job<'_> {
             Ok(Ok(())) => Verdict::Passed,
             Ok(Err(Stop::Failed(what))) => Verdict::Failed(what),
             Ok(Err(Stop::NotApplicable(why))) => Verdict::NotApplicable(why),
-            Err(panic) => Verdict::Failed(format!("a panic: {}", said(&*panic))),
+            Err(panic) => Verdict::Failed(format!("{PANICKED}{}", said(&*panic))),
         };
         with_breaches(with_failed(verdict, &case.failed()), &case.breaches(), &case.complaints())
     }
@@ -93,8 +93,12 @@ const NAMED: usize = 4;
 /// What gmem says of a failed device does not tell which callback answered so.
 fn with_failed(verdict: Verdict, failed: &[(&str, DeviceError)]) -> Verdict {
     let Verdict::Failed(mut what) = verdict else { return verdict };
-    let mut errors: Vec<DeviceError> = failed.iter().map(|(_, error)| *error).collect();
-    errors.dedup();
+    let mut errors: Vec<DeviceError> = Vec::new();
+    for (_, error) in failed {
+        if !errors.contains(error) {
+            errors.push(*error);
+        }
+    }
     for error in errors {
         let callbacks: Vec<_> = failed.iter().filter(|(_, other)| *other == error).map(|(name, _)| *name).collect();
         what += &format!("\n{MEANWHILE}{error:?} to {}", callbacks.join(", "));

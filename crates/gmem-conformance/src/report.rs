@@ -15,6 +15,12 @@ pub(crate) const MEANWHILE: &str = "meanwhile the driver answered ";
 /// How the reason begins that a check failed with an error that it did not expect: that says little about the rule of that check.
 pub(crate) const UNEXPECTED: &str = "an unexpected error: ";
 
+/// How the reasons begin that do not tell that the rule of their check was broken.
+const SILENT: [&str; 6] = [BROKE, UNEXPECTED, NOT_DONE, ENDED, PANICKED, MEANWHILE];
+pub(crate) const NOT_DONE: &str = "not done within ";
+pub(crate) const ENDED: &str = "the check ended its process: ";
+pub(crate) const PANICKED: &str = "a panic: ";
+
 /// Promises of a driver that nothing but the driver's own code for them breaks.
 const CAUSES: [Rule; 3] = [rules::NO_PANIC, rules::OWN_THREADS, rules::ERROR_ENDS];
 
@@ -181,14 +187,17 @@ impl Report {
         let told = |row: &Row| format!("{}: {} ({})", row.check, row.rule, row.place);
         let broken = || failed().flat_map(|(_, what)| what.lines()).filter(|line| line.starts_with(BROKE));
         let cause = || broken().find(|line| CAUSES.iter().any(|rule| line.contains(rule.text)));
-        // What failed for nothing but a broken promise, or an error, says nothing else.
-        let speaks = |what: &str| !what.starts_with(BROKE) && !what.starts_with(UNEXPECTED);
+        // What failed for nothing but a broken promise, an error, or its own end says nothing else.
+        let speaks = |what: &str| SILENT.iter().all(|silent| !what.starts_with(silent));
         let basic = |name: &&str| failed().find(|(row, what)| row.check == **name && speaks(what));
         let error = || {
             let (errors, all) = (failed().filter_map(|(_, what)| what.strip_prefix(UNEXPECTED)), failed().count());
-            let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
-            errors.for_each(|error| *counts.entry(error).or_default() += 1);
-            let (error, count) = counts.into_iter().max_by_key(|(_, count)| *count)?;
+            // The same of another page, or of memory elsewhere, is the same.
+            let kind =
+                |error: &str| error.split("0x").map(|part| part.trim_start_matches(|c: char| c.is_ascii_hexdigit())).collect::<String>();
+            let mut counts: BTreeMap<String, (&str, usize)> = BTreeMap::new();
+            errors.for_each(|error| counts.entry(kind(error)).or_insert((error, 0)).1 += 1);
+            let (error, count) = counts.into_values().max_by_key(|(_, count)| *count)?;
             (2 * count > all).then(|| format!("{count} of {all} met the same error: {}", error.replace('\n', "; ")))
         };
         (cause().map(str::to_owned))

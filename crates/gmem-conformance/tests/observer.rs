@@ -438,7 +438,7 @@ const BREAKS: &[Break] = &[
             let (id, core) = s.driver.core.get().expect("it was started");
             let core = core.upgrade().expect("the core lives");
             let fault = |page| core.device_fault(*id, s.pmap, range(page, 1).start(), Access::Read, None);
-            let many = || (0..4_999).for_each(|_| assert_eq!(fault(HOLE), Err(FaultError::NotMapped)));
+            let many = || (0..99_999).for_each(|_| assert_eq!(fault(HOLE), Err(FaultError::NotMapped)));
             many();
             // Later it is another access.
             std::thread::sleep(std::time::Duration::from_millis(150));

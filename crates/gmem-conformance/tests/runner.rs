@@ -60,16 +60,21 @@ fn passes(case: &Case<'_>) -> Outcome {
 
 /// For the time that this test may take, and with the pipes of this process.
 fn leave_a_process() {
-    let sleeper = std::process::Command::new("sleep").arg(SLEEP).spawn().expect("it can be started");
+    let ours = std::env::current_exe().expect("the test binary");
+    let sleeper = std::process::Command::new("sleep").arg("3600").env(LEFT, ours).spawn().expect("it can be started");
     std::mem::forget(sleeper);
 }
 
-/// A number of seconds by which to find them.
-const SLEEP: &str = "93.125";
+/// Whose test left a process behind.
+const LEFT: &str = "GMEM_RUNNER_TEST_LEFT";
 
 /// Ends the processes that checks left. Returns how many there were.
 fn end_the_left() -> usize {
-    let is_ours = |pid: i32| std::fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| line == format!("sleep\0{SLEEP}\0").as_bytes());
+    let mark = format!("{LEFT}={}", std::env::current_exe().expect("the test binary").display());
+    let is_ours = |pid: i32| {
+        let environment = std::fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+        environment.split(|byte| *byte == 0).any(|variable| variable == mark.as_bytes())
+    };
     let processes = std::fs::read_dir("/proc").expect("proc").flatten();
     let left: Vec<i32> = processes.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).filter(|pid| is_ours(*pid)).collect();
     for pid in &left {
@@ -134,8 +139,8 @@ fn verdicts(report: &Report) {
         ("aborts", "signal 6\nit said:\nchatter 0\n"),
         ("aborts", "chatter 49\nits last words"),
         ("exits", "status 0"),
-        ("leaves a process", "signal 6"),
-        ("hangs", "not done within 3 s\nits threads wait in:\n"),
+        ("leaves a process", "signal 6\nit said:\na process that it started has its output still"),
+        ("hangs", "not done within 3 s (--time-limit)\nits threads wait in:\n"),
         ("dies too early", "its preparations ended with signal 11"),
         ("survives its doom", "it ended with status 0, not by signal 11"),
     ];

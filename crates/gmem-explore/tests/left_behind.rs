@@ -3,7 +3,7 @@
 use gmem_core::{DeviceCallError, HoldRange, RangeError};
 use gmem_explore::CoreWorld;
 use gmem_explore::worlds::{Kind, MIXED, STANDARD};
-use gmem_hal::{Access, Backing, ByteLen, DeviceError, HostError, Mode, PhysRange, Prot, VirtRange};
+use gmem_hal::{Access, Backing, ByteLen, DeviceError, FaultError, HostError, Mode, PhysRange, Prot, VirtRange};
 use gmem_sim::random::{Op, Outcome, PageRun, Spot, World};
 use gmem_sim::{Callback, Injected, Sim};
 
@@ -124,8 +124,15 @@ fn a_hold_that_does_not_fit_holds_nothing() {
     let page = pages(&world, 0, 1).len().get();
     let (most, room) = (ByteLen(40 * page), ByteLen(32 * page));
     assert_eq!(refused, Err(RangeError::DoesNotFit { asked: most, room }));
-    let residence = world.core.residency(world.spaces[0], pages(&world, 0, PAGES)).expect("mapped");
+    // Eight of the frames are pinned: it is found half way that there are none for all.
+    let pinned = pages(&world, 40, 8);
+    world.core.prefetch(world.spaces[0], pinned, Some(device), Access::Write).expect("there is room");
+    world.core.pin(world.spaces[0], pinned).expect("they are mapped");
+    let refused = world.core.hold(world.spaces[0], Some(device), &[hold(20, 20), hold(0, 10)]);
+    assert!(matches!(refused, Err(RangeError::Fault(_, FaultError::NoDeviceMemory))), "{refused:?}");
+    let residence = world.core.residency(world.spaces[0], pages(&world, 0, 40)).expect("mapped");
     assert!(residence.iter().all(|run| !run.pinned), "{residence:?}");
+    world.core.unpin(world.spaces[0], pinned).expect("they are pinned");
     world.core.hold(world.spaces[0], Some(device), &[hold(32, 32)]).expect("all frames can be had");
     world.core.unhold(world.spaces[0], Some(device), &[hold(32, 32)]).expect("held");
     world.tear_down();

@@ -442,7 +442,8 @@ fn hold_in<'scope>(
 ) {
     threads.spawn(|| {
         // SAFETY: the region lives, and this is the only slice of its words; `GATED` takes an address and a number.
-        unsafe { world.context.run(&GATED, Args::new().write(words(region, 0, region.range().len().get())).number(gate.number())) }.unwrap();
+        unsafe { world.context.run(&GATED, Args::new().write(words(region, 0, region.range().len().get())).number(gate.number())) }
+            .unwrap();
     });
     until(|| held(world, region).iter().map(|run| run.range.len().get()).sum::<u64>() == region.range().len().get());
 }
@@ -498,21 +499,29 @@ fn a_launch_that_fits_goes_before_one_that_does_not() {
 fn a_large_launch_among_small_ones_comes_to_its_turn() {
     watched(|| {
         let world = no_replay();
-        let (large, small) = (world.pages(4), [world.pages(1), world.pages(1), world.pages(1)]);
-        let over = AtomicBool::new(false);
+        let (held, large, went_before) = (world.pages(1), world.pages(4), AtomicUsize::new(0));
+        let other = world.gmem.address_space().create().unwrap();
+        let second = other.attach(&world.device, Mode::CoherentExclusive).unwrap();
+        let small = other.region().map(PAGE).unwrap();
+        let gate = KernelGate::new();
         std::thread::scope(|threads| {
-            for region in &small {
-                let (world, over) = (&world, &over);
-                threads.spawn(move || {
-                    while !over.load(Ordering::Relaxed) {
-                        add_to(&world.context, region).unwrap();
-                    }
-                });
-            }
-            (0..5).for_each(|_| add_to(&world.context, &large).unwrap());
-            over.store(true, Ordering::Relaxed);
+            hold_in(threads, &world, &held, &gate);
+            threads.spawn(|| add_to(&world.context, &large).unwrap());
+            // It has tried.
+            until(|| world.space.residency(large.range()).unwrap().iter().any(|run| run.device.is_some()));
+            threads.spawn(|| {
+                for _ in 0..200 {
+                    add_to(&second, &small).unwrap();
+                    went_before.fetch_add(1, Ordering::SeqCst);
+                }
+            });
+            until(|| went_before.load(Ordering::SeqCst) >= 64);
+            std::thread::sleep(Duration::from_millis(200));
+            let so_far = went_before.load(Ordering::SeqCst);
+            gate.open();
+            assert_eq!(so_far, 64);
         });
-        assert_eq!(get(at(&large, 0)), 5);
+        assert_eq!((get(at(&large, 0)), get(at(&small, 0))), (1, 200));
     });
 }
 
@@ -520,13 +529,16 @@ fn a_large_launch_among_small_ones_comes_to_its_turn() {
 fn a_launch_that_waits_for_memory_ends_when_its_context_is_stopped() {
     watched(|| {
         let world = no_replay();
-        let held = world.pages(2);
+        let (held, first) = (world.pages(2), world.pages(3));
         let other = world.gmem.address_space().create().unwrap();
         let second = other.attach(&world.device, Mode::CoherentExclusive).unwrap();
         let large = other.region().map(3 * PAGE).unwrap();
         let gate = KernelGate::new();
         std::thread::scope(|threads| {
             hold_in(threads, &world, &held, &gate);
+            // Another one waits before it.
+            threads.spawn(|| add_to(&world.context, &first).unwrap());
+            std::thread::sleep(Duration::from_millis(50));
             let waiting = threads.spawn(|| add_to(&second, &large));
             std::thread::sleep(Duration::from_millis(50));
             second.stop().unwrap();

@@ -98,7 +98,7 @@ fn contradicting_facts_are_refused(case: &Case<'_>) -> Outcome {
         refused!(what, gmem.add_device(observed.clone()), Error::Device(DeviceCallError::Malformed(_)));
         ensure_eq!(format!("{what}: started, stopped"), observed.life(), (false, false));
     }
-    let honest = gmem.add_device(case.observe(case.make(4)?))?;
+    let honest = case.add(&gmem, 4)?;
     ensure_eq!("PEER", honest.info().capabilities.contains(Capabilities::PEER), is_peer);
     Ok(())
 }
@@ -171,7 +171,7 @@ fn memory_ranges_are_checked(case: &Case<'_>) -> Outcome {
     refused!("a misaligned begin", device.register_memory(range(far + 1, far + page)), Error::Device(DeviceCallError::Misaligned(_)));
     refused!("a misaligned end", device.register_memory(range(far, far + page - 1)), Error::Device(DeviceCallError::Misaligned(_)));
     refused!("an endless range", device.register_memory(range(far, 1 << 62)), Error::Device(DeviceCallError::Overflow));
-    for known in world.unit.observed.physical_memory() {
+    for known in world.unit.observed.registered_memory() {
         let twice = device.register_memory(known);
         refused!("memory that is registered", twice, Error::Device(DeviceCallError::Overlap));
     }
@@ -205,7 +205,7 @@ fn memory_the_device_has_not_is_refused(case: &Case<'_>) -> Outcome {
 fn memory_goes_back_when_nothing_is_in_it(case: &Case<'_>) -> Outcome {
     let world = case.world(4)?;
     let (device, region) = (&world.unit.device, world.region(2)?);
-    let (hnodes, memory) = (device.hnodes(), world.unit.observed.physical_memory());
+    let (hnodes, memory) = (device.hnodes(), world.unit.observed.registered_memory());
     world.unit.store(at(&region, 0), 6)?;
     let Some(hnode) = device.memory().iter().find(|memory| memory.used.get() > 0).map(|memory| memory.hnode) else {
         return Err(Stop::Failed("a page is on the device, and none of its memory is in use".into()));

@@ -79,7 +79,7 @@ fn joined<E: Into<Stop>>(thread: ScopedJoinHandle<'_, Result<(), E>>) -> Outcome
 fn attach_and_map_at_once(case: &Case<'_>) -> Outcome {
     let world = case.world(4)?;
     // Memory for every round, since a peer may deal it out in blocks.
-    let other = world.gmem.add_device(case.observe(case.make((8 << 20) / case.size().bytes())?))?;
+    let other = case.add(&world.gmem, (8 << 20) / case.size().bytes())?;
     let (done, meetings) = (AtomicBool::new(false), Meetings::new());
     std::thread::scope(|threads| {
         let (space, mode, flying) = (&world.space, case.mode(), meetings.clone());

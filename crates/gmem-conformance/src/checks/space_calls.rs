@@ -161,7 +161,7 @@ fn replicate_refuses_private_backing(case: &Case<'_>) -> Outcome {
 
 fn exclusive_needs_memory(case: &Case<'_>) -> Outcome {
     let gmem = Gmem::new()?;
-    let device = gmem.add_device(case.observe(case.make(4)?))?;
+    let device = case.add(&gmem, 4)?;
     for hnode in device.hnodes() {
         device.unregister_memory(hnode)?;
     }
@@ -172,7 +172,7 @@ fn exclusive_needs_memory(case: &Case<'_>) -> Outcome {
 
 fn share_needs_a_table_to_share(case: &Case<'_>) -> Outcome {
     let gmem = Gmem::new()?;
-    let device = gmem.add_device(case.observe(case.make(4)?))?;
+    let device = case.add(&gmem, 4)?;
     let unseen = gmem.address_space().devices_only().create()?;
     refused!("an address space without a table", case.attach(&unseen, &device), Error::Attach(AttachError::NothingToShare));
     Ok(())

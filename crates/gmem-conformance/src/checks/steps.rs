@@ -3,7 +3,7 @@
 use crate::check::{Outcome, Stop};
 use crate::world::{World, at, eventually, get_bytes, same_bytes};
 use crate::{Case, ensure_eq};
-use gmem::hal::{Device, FaultError, PhysRange};
+use gmem::hal::{FaultError, PhysRange};
 use gmem::{Mode, Region, State};
 use std::io::Write;
 use std::os::fd::AsRawFd;
@@ -56,7 +56,7 @@ pub(super) fn both_read(world: &World, region: &Region, offset: u64, expected: &
 
 /// The device's own memory, if it is in one piece: each piece is a pool with lists of its own.
 pub(super) fn only_memory(world: &World) -> Result<PhysRange, Stop> {
-    match world.unit.observed.physical_memory()[..] {
+    match world.unit.observed.registered_memory()[..] {
         [whole] => Ok(whole),
         _ => Err(Stop::NotApplicable("the device's memory is not in one piece".into())),
     }
@@ -108,8 +108,14 @@ impl Forked {
         // A byte, since closing would not be seen: children that were made later have the descriptor too.
         self.go.write_all(&[1])?;
         let mut status = 0;
-        // SAFETY: waits for a child of this process.
-        let pid = unsafe { libc::waitpid(self.pid, &raw mut status, 0) };
+        let pid = loop {
+            // SAFETY: waits for a child of this process.
+            let pid = unsafe { libc::waitpid(self.pid, &raw mut status, 0) };
+            // A driver's timers may interrupt it.
+            if pid >= 0 || std::io::Error::last_os_error().kind() != std::io::ErrorKind::Interrupted {
+                break pid;
+            }
+        };
         ensure_eq!("the child that ended", pid, self.pid);
         Ok(libc::WIFSIGNALED(status).then(|| libc::WTERMSIG(status)))
     }

@@ -76,12 +76,11 @@ impl Device for Observed {
         if std::thread::Builder::new().name("gmem-observer".into()).spawn(work).is_ok() {
             self.set_calls(Some(calls));
         }
-        self.inner.start(id, relay as Weak<dyn Upcalls>)
+        self.told_if_it_panics("start", || self.inner.start(id, relay as Weak<dyn Upcalls>))
     }
 
     fn physical_memory(&self) -> Vec<PhysRange> {
-        let named = self.inner.physical_memory();
-        if named.is_empty() { self.memory.clone() } else { named }
+        self.inner.physical_memory()
     }
 
     fn memory_registered(&self, hnode: HnodeId, range: PhysRange) -> Result<(), DeviceError> {

@@ -34,6 +34,7 @@ pub use shadow::Copied;
 use gmem::hal::{Device, DeviceError, DeviceId, PeerError, PhysRange, PmapId, Upcalls, VirtRange};
 use relay::Relay;
 use shadow::{Call, Kind, Shadow};
+use std::cell::Cell;
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::mpsc::{Sender, channel};
@@ -61,7 +62,7 @@ pub struct Event {
 
 /// What a callback answers.
 trait Answer {
-    /// The error, if it is one that a driver that works does not answer to what the core asks while its device lives.
+    /// The error, unless it is one that drivers answer every day: that there is no room, that the device is gone, or that it cannot do this at all.
     fn failure(&self) -> Option<DeviceError> {
         None
     }
@@ -75,7 +76,7 @@ impl<T> Answer for Option<T> {}
 
 impl<T> Answer for Result<T, DeviceError> {
     fn failure(&self) -> Option<DeviceError> {
-        self.as_ref().err().copied().filter(|error| !matches!(error, DeviceError::NoMemory | DeviceError::Dead))
+        self.as_ref().err().copied().filter(|error| !matches!(error, DeviceError::NoMemory | DeviceError::Dead | DeviceError::Unsupported))
     }
 }
 
@@ -84,6 +85,11 @@ impl<T> Answer for Result<T, PeerError> {
         let Err(PeerError::Device(error)) = self else { return None };
         Err::<(), _>(*error).failure()
     }
+}
+
+thread_local! {
+    /// Whether the callback that this thread passed on last was answered in the driver's place.
+    static INJECTED: Cell<bool> = const { Cell::new(false) };
 }
 
 /// A callback that is to fail.
@@ -97,8 +103,6 @@ struct Failure {
 /// A driver that passes every callback on to another one and notes which promises are broken.
 pub struct Observed {
     inner: Arc<dyn Device>,
-    /// What the program would register.
-    memory: Vec<PhysRange>,
     shadow: Mutex<Shadow>,
     hook: Mutex<Option<Hook>>,
     failures: Mutex<Vec<Failure>>,
@@ -112,14 +116,8 @@ pub struct Observed {
 impl Observed {
     /// An observer of `driver`, to be added to gmem in its place.
     pub fn new(driver: Arc<dyn Device>) -> Arc<Self> {
-        Self::with_memory(driver, Vec::new())
-    }
-
-    /// The same. If the driver names no memory to register, this is registered with the device.
-    pub(crate) fn with_memory(driver: Arc<dyn Device>, memory: Vec<PhysRange>) -> Arc<Self> {
         Arc::new_cyclic(|me| Self {
             inner: driver,
-            memory,
             shadow: Mutex::default(),
             hook: Mutex::default(),
             failures: Mutex::default(),
@@ -228,10 +226,8 @@ impl Observed {
                 Ok(())
             }
             None => {
-                let Failure { name, error, .. } = failures.remove(at);
-                // The driver is not blamed for it.
-                self.shadow().injected.push(name);
-                Err(error)
+                INJECTED.set(true);
+                Err(failures.remove(at).error)
             }
         }
     }
@@ -289,12 +285,9 @@ impl Observed {
         if let Some(hook) = hook {
             hook(&Event { name, page: page.map(|(pmap, range, _)| (pmap, range)) });
         }
-        let answer = catch_unwind(AssertUnwindSafe(call)).unwrap_or_else(|panic| {
-            // Told at once: whoever waits for the page of this call waits for ever.
-            let mut shadow = self.shadow();
-            shadow.calls.retain(|call| call.token != token);
-            shadow.breach(rules::NO_PANIC, format_args!("{name}: {}", crate::job::said(&*panic)));
-            drop(shadow);
+        INJECTED.set(false);
+        let answer = catch_unwind(AssertUnwindSafe(|| self.told_if_it_panics(name, call))).unwrap_or_else(|panic| {
+            self.shadow().calls.retain(|call| call.token != token);
             resume_unwind(panic)
         });
         let mut shadow = self.shadow();
@@ -304,13 +297,22 @@ impl Observed {
                 shadow.breach(rules::ANSWERS, format_args!("{name} took {:.1} s", call.begun.elapsed().as_secs_f64()));
             }
         }
-        if let Some(at) = shadow.injected.iter().position(|injected| name.starts_with(injected)) {
-            shadow.injected.swap_remove(at);
-        } else if let Some(failure) = answer.failure().map(|error| (name, error)).filter(|failure| !shadow.failed.contains(failure)) {
-            shadow.failed.push(failure);
+        if let Some(error) = answer.failure()
+            && !INJECTED.get()
+            && !shadow.failed.contains(&(name, error))
+        {
+            shadow.failed.push((name, error));
         }
         after(&mut shadow, &answer);
         answer
+    }
+
+    /// Makes a callback of the driver's. A panic of it is told at once: whoever waits for the page of the call waits for ever.
+    fn told_if_it_panics<T>(&self, name: &str, call: impl FnOnce() -> T) -> T {
+        catch_unwind(AssertUnwindSafe(call)).unwrap_or_else(|panic| {
+            self.shadow().breach(rules::NO_PANIC, format_args!("{name}: {}", crate::job::said(&*panic)));
+            resume_unwind(panic)
+        })
     }
 
     fn set_calls(&self, calls: Option<Sender<Job>>) {

@@ -110,7 +110,7 @@ rules! {
     /// An error is the end of the access.
     ERROR_ENDS: Driver, "gmem-hal `Upcalls::device_fault`", "an access whose fault was answered with an error ends with it, and is not tried again";
     /// The core is called from threads that no signal interrupts.
-    OWN_THREADS: Driver, "gmem-hal `Upcalls`", "the core is called from threads that the driver started in Device::start or in a callback";
+    OWN_THREADS: Driver, "gmem-hal `Upcalls`", "the core is called from threads of the driver's own, where all signals are blocked";
     /// Revokes do not fail for what is absent.
     ABSENT: Driver, "gmem-hal `Mmu::pmap_release`", "absent pages are no error";
 }

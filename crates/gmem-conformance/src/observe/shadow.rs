@@ -100,8 +100,18 @@ const ENDLESS: u64 = 100_000;
 const LASTING: (u64, Duration) = (1_000, Duration::from_secs(5));
 
 /// So many faults at one address that were answered with an error are one access that is tried again, if no two of them are further apart than this.
-const TRIED_AGAIN: u64 = 5_000;
+const TRIED_AGAIN: u64 = ENDLESS;
+/// Fewer are too if they go on for so long.
+const LONG_TRIED: (u64, Duration) = (5 * LASTING.0, LASTING.1);
 const PAUSE: Duration = Duration::from_millis(100);
+
+struct Tried {
+    faults: u64,
+    since: Instant,
+    last: Instant,
+    /// It was told.
+    named: bool,
+}
 
 /// The needless faults of a page.
 pub(super) struct Repeated {
@@ -146,15 +156,13 @@ pub(super) struct Shadow {
     pub(super) hinted: u64,
     /// The needless faults that were answered with Ok for each page, by its table and first address, since something of it was taken away.
     repeated: BTreeMap<(PmapId, u64), Repeated>,
-    /// How many faults at each address were answered with an error, one after the other, and when the last was.
-    ended: BTreeMap<(PmapId, VirtAddr), (u64, Instant)>,
+    /// The faults at each address that were answered with an error, one after the other.
+    ended: BTreeMap<(PmapId, VirtAddr), Tried>,
     pub(super) answered_dead: BTreeSet<PmapId>,
     /// It was told that the driver called from another thread than its own.
     interruptible: bool,
     /// Callbacks that the driver answered with an error, each once with each.
     pub(super) failed: Vec<(&'static str, DeviceError)>,
-    /// Callbacks that were answered in its place and have not returned.
-    pub(super) injected: Vec<&'static str>,
 }
 
 impl Table {
@@ -346,14 +354,18 @@ impl Shadow {
     /// A fault was answered with an error, which ends the access.
     fn fault_failed(&mut self, pmap: PmapId, va: VirtAddr, access: Access, error: FaultError) {
         let now = Instant::now();
-        let (faults, last) = self.ended.entry((pmap, va)).or_insert((0, now));
-        // After a pause it is another access.
-        *faults = if now.duration_since(*last) > PAUSE { 1 } else { *faults + 1 };
-        *last = now;
-        if *faults == TRIED_AGAIN {
+        let tried = self.ended.entry((pmap, va)).or_insert(Tried { faults: 0, since: now, last: now, named: false });
+        if now.duration_since(tried.last) > PAUSE {
+            // After a pause it is another access.
+            *tried = Tried { faults: 0, since: now, last: now, named: tried.named };
+        }
+        (tried.faults, tried.last) = (tried.faults + 1, now);
+        let faults = tried.faults;
+        let endless = faults >= TRIED_AGAIN || faults >= LONG_TRIED.0 && now.duration_since(tried.since) >= LONG_TRIED.1;
+        if endless && !std::mem::replace(&mut tried.named, true) {
             self.breach(
                 rules::ERROR_ENDS,
-                format_args!("{TRIED_AGAIN} faults, the last for {access:?} of {va} in {pmap}; each was answered with an error: {error}"),
+                format_args!("{faults} faults, the last for {access:?} of {va} in {pmap}; each was answered with an error: {error}"),
             );
         }
     }
@@ -387,12 +399,15 @@ impl Shadow {
     pub(super) fn fault_ends(&mut self, token: u64, access: Access, answer: Result<(), FaultError>) {
         let Some(at) = self.faults.iter().position(|fault| fault.token == token) else { return };
         let Fault { pmap, va, needless, revoked, .. } = self.faults.swap_remove(at);
+        if !self.is_live(pmap) {
+            return;
+        }
         if let Err(error) = answer {
             self.fault_failed(pmap, va, access, error);
             return;
         }
         self.ended.remove(&(pmap, va));
-        if revoked || !self.is_live(pmap) {
+        if revoked {
             return;
         }
         if let Some((page, tenths)) = needless {

@@ -1,12 +1,12 @@
 //! Steps that are to end their process, each in a process of its own.
 
+use super::CHILD;
 use super::lane::describe;
-use super::{CHILD, join_soon};
 use crate::check::Stop;
-use std::io::{BufRead, BufReader};
+use rustix::fs::OFlags;
+use std::io::Read;
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, ExitStatus, Stdio};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 /// Names the job and the step, as `job:step`.
@@ -98,17 +98,16 @@ pub(crate) fn run(job: usize, step: &str, limit: Duration) -> Result<Ending, Sto
         .stdout(Stdio::null())
         .stderr(Stdio::piped())
         .spawn()?;
-    let said = Arc::new(Mutex::new(Vec::new()));
-    let reader = child.stderr.take().map(|err| {
-        let said = said.clone();
-        std::thread::spawn(move || {
-            let lines = BufReader::new(err).lines().map_while(Result::ok);
-            lines.for_each(|line| said.lock().unwrap_or_else(PoisonError::into_inner).push(line));
-        })
-    });
+    let mut err = child.stderr.take().ok_or_else(|| std::io::Error::other("no pipe to the process"))?;
+    // What was written is read, and nobody who has the pipe too is waited for.
+    rustix::fs::fcntl_setfl(&err, OFlags::NONBLOCK)?;
+    let mut said = Vec::new();
     let until = Instant::now() + limit;
     let status = loop {
-        if let Some(status) = child.try_wait()? {
+        let ended = child.try_wait()?;
+        // An error is that nothing more is there for now; what came before it was read.
+        let _ = err.read_to_end(&mut said);
+        if let Some(status) = ended {
             break status;
         }
         if Instant::now() > until {
@@ -119,10 +118,7 @@ pub(crate) fn run(job: usize, step: &str, limit: Duration) -> Result<Ending, Sto
         }
         std::thread::sleep(Duration::from_millis(1));
     };
-    if let Some(reader) = reader {
-        join_soon(reader);
-    }
-    let said = said.lock().unwrap_or_else(PoisonError::into_inner).join("\n");
+    let said = String::from_utf8_lossy(&said);
     let reached = said.contains(BRINK);
     Ok(Ending { status: Some(status), reached, said: said.replace(BRINK, "").trim().to_owned() })
 }

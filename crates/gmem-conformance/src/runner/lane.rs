@@ -2,8 +2,8 @@
 
 use super::child::MARK;
 use super::{CHILD, join_soon, who_waits};
-use crate::report::{BROKE, Verdict};
-use std::io::{BufRead, BufReader, Write};
+use crate::report::{BROKE, ENDED, NOT_DONE, Verdict};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
@@ -65,12 +65,12 @@ impl Lane {
                 self.late = true;
                 let waiting = who_waits::of(process.child.id());
                 let said = process.last_words("");
-                Verdict::Failed(format!("not done within {} s{said}\n{waiting}", self.limit.as_secs()))
+                Verdict::Failed(format!("{NOT_DONE}{} s (--time-limit){said}\n{waiting}", self.limit.as_secs()))
             }
             Err(RecvTimeoutError::Disconnected) => {
                 let status = process.child.wait();
                 let said = process.end("");
-                Verdict::Failed(format!("the check ended its process: {}{said}", status.map_or_else(|e| e.to_string(), describe)))
+                Verdict::Failed(format!("{ENDED}{}{said}", status.map_or_else(|e| e.to_string(), describe)))
             }
         }
     }
@@ -100,19 +100,16 @@ impl Process {
         if let Some(out) = child.stdout.take() {
             let said = said.clone();
             readers.push(std::thread::spawn(move || {
-                for line in BufReader::new(out).lines().map_while(Result::ok) {
-                    match line.strip_prefix(MARK).map(serde_json::from_str::<Verdict>) {
-                        // Nobody listens any more once the process was given up.
-                        Some(Ok(verdict)) => drop(tell.send(verdict)),
-                        _ => keep(&said, line),
-                    }
-                }
+                each_line(out, |line| match line.strip_prefix(MARK).map(serde_json::from_str::<Verdict>) {
+                    // Nobody listens any more once the process was given up.
+                    Some(Ok(verdict)) => drop(tell.send(verdict)),
+                    _ => keep(&said, line),
+                });
             }));
         }
         if let Some(err) = child.stderr.take() {
             let said = said.clone();
-            let lines = move || BufReader::new(err).lines().map_while(Result::ok).for_each(|line| keep(&said, line));
-            readers.push(std::thread::spawn(lines));
+            readers.push(std::thread::spawn(move || each_line(err, |line| keep(&said, line))));
         }
         Ok(Self { child, jobs, verdicts, said, readers })
     }
@@ -126,11 +123,13 @@ impl Process {
     fn verdict(&mut self, limit: Duration) -> Result<Verdict, RecvTimeoutError> {
         let until = Instant::now() + limit;
         loop {
-            // Looked at first: what it answered before it ended is in the pipe then, or read.
-            let ended = self.child.try_wait().is_ok_and(|status| status.is_some());
             let wait = LOOK.min(until.saturating_duration_since(Instant::now()));
             match self.verdicts.recv_timeout(wait) {
-                Err(RecvTimeoutError::Timeout) if ended => return Err(RecvTimeoutError::Disconnected),
+                Err(RecvTimeoutError::Timeout) if self.child.try_wait().is_ok_and(|status| status.is_some()) => {
+                    // What it answered before it ended is in the pipe, if it was not read.
+                    self.join();
+                    return self.verdicts.try_recv().map_err(|_| RecvTimeoutError::Disconnected);
+                }
                 Err(RecvTimeoutError::Timeout) if Instant::now() < until => {}
                 answer => return answer,
             }
@@ -141,15 +140,33 @@ impl Process {
     fn end(&mut self, told: &str) -> String {
         let _ = self.child.kill();
         let _ = self.child.wait();
-        self.readers.drain(..).for_each(join_soon);
+        self.join();
         self.last_words(told)
+    }
+
+    fn join(&mut self) {
+        // A line of its own, which nobody else prints.
+        let left = self.readers.drain(..).filter_map(|reader| (!join_soon(reader)).then_some(())).count();
+        if left > 0 {
+            self.said().push("a process that it started has its output still: it is not waited for".into());
+        }
     }
 
     /// What it printed since its last job began and is not in `told`.
     fn last_words(&self, told: &str) -> String {
         let said = self.said();
-        let new: Vec<&str> = said.iter().map(String::as_str).filter(|line| !told.contains(line)).collect();
+        let new: Vec<&str> = said.iter().map(String::as_str).filter(|line| told.lines().all(|other| other != *line)).collect();
         if new.is_empty() { String::new() } else { format!("\nit said:\n{}", new.join("\n")) }
+    }
+}
+
+/// Calls `each` for every line until the pipe ends. A driver may print what is no text.
+fn each_line(pipe: impl Read, mut each: impl FnMut(String)) {
+    let mut pipe = BufReader::new(pipe);
+    let mut line = Vec::new();
+    while pipe.read_until(b'\n', &mut line).is_ok_and(|bytes| bytes > 0) {
+        each(String::from_utf8_lossy(line.strip_suffix(b"\n").unwrap_or(&line)).into_owned());
+        line.clear();
     }
 }
 

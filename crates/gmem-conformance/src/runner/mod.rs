@@ -83,13 +83,12 @@ fn take<'a, 'b>(jobs: &'b [Job<'a>], next: &AtomicUsize) -> Option<(usize, &'b J
 }
 
 /// Joins a thread that reads the pipe of a process which has ended, or leaves it behind: whatever that process started may have the pipe open for as long as it likes.
-fn join_soon(reader: JoinHandle<()>) {
+/// False if it was.
+fn join_soon(reader: JoinHandle<()>) -> bool {
     let until = Instant::now() + Duration::from_secs(1);
     while !reader.is_finished() && Instant::now() < until {
         std::thread::sleep(Duration::from_millis(1));
     }
-    if reader.is_finished() {
-        // Readers do not panic.
-        let _ = reader.join();
-    }
+    // Readers do not panic.
+    reader.is_finished() && reader.join().is_ok()
 }
