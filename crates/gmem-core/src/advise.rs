@@ -5,7 +5,7 @@ use crate::core::Core;
 use crate::entry::State;
 use crate::error::RangeError;
 use crate::execute::Cause;
-use crate::fault::{Touch, Touched, Who, list_of};
+use crate::fault::{Hold, Touch, Touched, Who, list_of};
 use crate::space::{Region, Space};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
@@ -35,7 +35,7 @@ impl<P: Platform> Core<P> {
         let (space, context) = self.find(space, device)?;
         let mut moved = 0;
         let result = self.each_mapped_page(&space, range, |_, page| {
-            let touched = self.bring(&space, context.as_ref(), page, access, false)?;
+            let touched = self.bring(&space, context.as_ref(), page, access, Hold::No)?;
             moved += usize::from(touched == Touched::Moved);
             Ok(())
         });
@@ -117,7 +117,7 @@ impl<P: Platform> Core<P> {
         context: Option<&Arc<Context<P>>>,
         page: VirtAddr,
         access: Access,
-        hold: bool,
+        hold: Hold,
     ) -> Result<Touched, RangeError> {
         let who = match context {
             Some(context) => Who::Context(context),

@@ -5,7 +5,7 @@ use crate::core::Core;
 use crate::device::{Attachment, DeviceSlot};
 use crate::error::{AttachError, DetachError, DeviceCallError};
 use crate::execute::Cause;
-use crate::fault::{Touch, Who};
+use crate::fault::{Hold, Touch, Who};
 use crate::sorted::lock_with_room;
 use crate::space::Space;
 use alloc::sync::Arc;
@@ -137,7 +137,7 @@ impl<P: Platform> Core<P> {
     fn replicate_all(&self, space: &Arc<Space<P>>, context: &Arc<Context<P>>) {
         let _ = self.for_each_touched(space, space.range, |state, va| {
             if state == crate::entry::State::Host {
-                let touch = Touch { who: Who::Context(context), access: None, cause: Cause::Prefetch, hot: false, hold: false };
+                let touch = Touch { who: Who::Context(context), access: None, cause: Cause::Prefetch, hot: false, hold: Hold::No };
                 let _ = self.touch(space, va, &touch);
             }
             Ok::<_, FaultError>(())

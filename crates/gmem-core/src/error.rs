@@ -253,6 +253,8 @@ pub enum RangeError {
     NotPinned(VirtAddr),
     /// A page could not be brought where it should be.
     Fault(VirtAddr, FaultError),
+    /// A launch, or I/O by the kernel, holds the page elsewhere.
+    Held(VirtAddr),
     /// More is to be held at once than the device may have in its memory, whoever else has some there.
     DoesNotFit {
         /// What was asked for, in whole pages.
@@ -288,6 +290,7 @@ impl fmt::Display for RangeError {
             Self::TooManyPins(va) => write!(f, "the page at {va} is pinned or held as often as can be counted"),
             Self::NotPinned(va) => write!(f, "the page at {va} is not pinned"),
             Self::Fault(va, e) => write!(f, "the page at {va}: {e}"),
+            Self::Held(va) => write!(f, "the page at {va} is held elsewhere, by a launch or for I/O: try again when that is over"),
             Self::DoesNotFit { asked, room } => write!(
                 f,
                 "{asked} of memory in whole pages are needed on the device at once, and it may hold {room}: name less in one launch, use smaller pages, \

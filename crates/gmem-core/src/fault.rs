@@ -40,13 +40,23 @@ pub(crate) struct Touch<'a, P: Platform> {
     pub(crate) access: Option<Access>,
     pub(crate) cause: Cause,
     pub(crate) hot: bool,
-    pub(crate) hold: bool,
+    pub(crate) hold: Hold,
+}
+
+/// Whether a touch holds the page.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Hold {
+    No,
+    /// For a launch or I/O. Waits for others who hold it elsewhere.
+    Yes,
+    /// The same, but does not wait for them: [`Touched::Pending`].
+    Try,
 }
 
 impl<P: Platform> Touch<'_, P> {
     /// The page is wanted home; nobody accesses it.
     pub(crate) fn home(cause: Cause) -> Self {
-        Self { who: Who::Host { may_wait: true }, access: None, cause, hot: false, hold: false }
+        Self { who: Who::Host { may_wait: true }, access: None, cause, hot: false, hold: Hold::No }
     }
 }
 
@@ -100,12 +110,15 @@ impl<P: Platform> Core<P> {
             let plan = plan(&facts, wish);
             let moves = moves(&facts, wish);
             if entry.holds > 0 && moves {
+                if touch.hold == Hold::Try {
+                    return Ok(Touched::Pending);
+                }
                 if !self.wait_for(space, guard, &region, page, touch, WaitKind::HeldPage) {
                     return Ok(Touched::Pending);
                 }
                 continue;
             }
-            if touch.hold && entry.holds == u8::MAX {
+            if touch.hold != Hold::No && entry.holds == u8::MAX {
                 return Err(FaultError::TooManyHolds);
             }
             self.mark_busy(guard, &region, page, entry, false);
@@ -209,7 +222,7 @@ impl<P: Platform> Core<P> {
             new_in_reach: false,
             unsafe_to_free: false,
             keep_willneed: false,
-            hold: touch.hold,
+            hold: touch.hold != Hold::No,
             peer_gave_up: false,
         };
         (op, facts)
@@ -381,7 +394,7 @@ impl<P: Platform> Upcalls for Core<P> {
             None => Who::Host { may_wait: true },
         };
         let hot = hint == Some(FaultHint::MarkHot);
-        let result = self.touch(&space, va, &Touch { who, access: Some(access), cause: Cause::Fault, hot, hold: false });
+        let result = self.touch(&space, va, &Touch { who, access: Some(access), cause: Cause::Fault, hot, hold: Hold::No });
         self.count(&result);
         result.map(|_| ())
     }
@@ -400,7 +413,7 @@ impl<P: Platform> Upcalls for Core<P> {
 
     fn host_fault(&self, va: VirtAddr, access: Access, may_wait: bool) -> HostFault {
         let Some(space) = self.space_at(va) else { return HostFault::NotOurs };
-        let touch = Touch { who: Who::Host { may_wait }, access: Some(access), cause: Cause::Fault, hot: false, hold: false };
+        let touch = Touch { who: Who::Host { may_wait }, access: Some(access), cause: Cause::Fault, hot: false, hold: Hold::No };
         let result = self.touch(&space, va, &touch);
         if result != Ok(Touched::Pending) {
             self.counters.cpu_faults.add(1);

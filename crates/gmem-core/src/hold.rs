@@ -7,6 +7,7 @@ use crate::context::Context;
 use crate::core::Core;
 use crate::error::RangeError;
 use crate::execute::Op;
+use crate::fault::{Hold, Touched};
 use crate::hnode::EVICT_BATCH;
 use crate::space::{Ended, Space};
 use alloc::sync::Arc;
@@ -34,13 +35,27 @@ impl<P: Platform> Core<P> {
     /// [`RangeError::DoesNotFit`] if the device's memory is too small for them; [`RangeError::Fault`] with [`FaultError::NoDeviceMemory`](gmem_hal::FaultError::NoDeviceMemory) if it is, for now, because of
     /// what others hold or have pinned there.
     pub fn hold(&self, space: SpaceId, device: Option<DeviceId>, ranges: &[HoldRange]) -> Result<(), RangeError> {
+        self.take(space, device, ranges, Hold::Yes)
+    }
+
+    /// The same, but does not wait for a page that others hold elsewhere.
+    ///
+    /// # Errors
+    /// As for [`Core::hold`]; and [`RangeError::Held`] with such a page.
+    pub fn try_hold(&self, space: SpaceId, device: Option<DeviceId>, ranges: &[HoldRange]) -> Result<(), RangeError> {
+        self.take(space, device, ranges, Hold::Try)
+    }
+
+    fn take(&self, space: SpaceId, device: Option<DeviceId>, ranges: &[HoldRange], how: Hold) -> Result<(), RangeError> {
         let (found, context) = self.find(space, device)?;
         let sorted = sorted(ranges)?;
         self.size_of_hold(&found, context.as_ref(), &sorted)?;
         for (n, hold) in sorted.iter().enumerate() {
             let mut end = hold.range.start();
             let result = self.each_mapped_page(&found, hold.range, |region, page| {
-                self.bring(&found, context.as_ref(), page, hold.access, true)?;
+                if self.bring(&found, context.as_ref(), page, hold.access, how)? == Touched::Pending {
+                    return Err(RangeError::Held(page));
+                }
                 end = region.page(page).end();
                 Ok(())
             });

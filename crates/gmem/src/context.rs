@@ -202,8 +202,8 @@ pub struct Launch<'scope> {
 
 impl<'scope, 'env> Scope<'scope, 'env> {
     /// Starts a kernel on every core of the device. Launches of one context run in the order they were started, and any number can be started. Does not wait for the kernel; if
-    /// the device can be given no more launches for now (a software accelerator: 256 of a context), waits for one of those before to end. On a device that cannot replay
-    /// faults launches are given their memory in the order they came: one that finds too little waits for those that have some to end, and those after it wait with it.
+    /// the device can be given no more launches for now (a software accelerator: 256 of a context; of one page without replay, 255), waits for one of those before to end. On a device that
+    /// cannot replay faults one that finds too little memory waits for launches that have some to end; of those that fit, also of other address spaces, some may go before it.
     ///
     /// # Safety
     /// As for [`Context::run`]; and no other launch that runs at the same time writes the same memory, except by atomics.

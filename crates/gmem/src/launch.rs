@@ -33,10 +33,18 @@ struct State {
     /// How many were admitted ever, and how many of them have let their memory go.
     admissions: u64,
     ended: u64,
+    /// How many of those that are admitted are taking their memory.
+    taking: usize,
+    /// Whether the first in the queue tries, and how often it did: others may find too little meanwhile.
+    trying: bool,
+    tries: u64,
 }
 
 /// As many launches that fit may go before one that does not, so that it comes to its turn.
 const MOST_OVERTAKEN: u32 = 64;
+
+/// How often a launch that fits tries again because the first in the queue tried at the same time; then it queues.
+const MOST_REFUSED: u32 = 1000;
 
 /// How often the first in the queue tries although no launch ended: memory can also become free because it is unpinned, or a limit is raised.
 const NAP: Duration = Duration::from_millis(100);
@@ -47,8 +55,10 @@ struct Place {
     /// How many bytes it names, in whole pages, and how many all can have.
     asked: u64,
     room: u64,
-    /// It was admitted once, and there was not enough all the same: what is pinned, or lies scattered, is not counted.
-    refused: bool,
+    /// How often it was admitted, and there was not enough all the same. What is pinned, or lies scattered, is not counted.
+    refused: u32,
+    /// It takes memory, or tries to.
+    taking: bool,
     /// Its number in the queue, and `ended` at its last try there.
     queued: Option<(u64, Option<u64>)>,
 }
@@ -76,8 +86,13 @@ impl Hold {
         let mut place = Place::among(holding, asked.get(), room.get());
         loop {
             let seen = place.wait(lives)?;
-            match core.hold(space, Some(device), ranges) {
+            // What a launch that is admitted waits for keeps nobody from memory; the first in the queue would.
+            let result =
+                if place.is_admitted() { core.hold(space, Some(device), ranges) } else { core.try_hold(space, Some(device), ranges) };
+            place.tried();
+            match result {
                 Ok(()) => break place.admit(),
+                Err(RangeError::Held(_)) => place.refused(seen),
                 Err(RangeError::Fault(_, FaultError::NoDeviceMemory | FaultError::TooManyHolds)) if !place.was_alone(seen) => {
                     place.refused(seen);
                 }
@@ -94,6 +109,7 @@ struct Seen {
     others: usize,
     admissions: u64,
     ended: u64,
+    tries: u64,
 }
 
 impl Holding {
@@ -150,7 +166,7 @@ impl Place {
             Some((state.enqueue(), None))
         };
         drop(state);
-        Self { holding, asked, room, refused: false, queued }
+        Self { holding, asked, room, refused: 0, taking: false, queued }
     }
 
     /// Waits until it may try. [`Error::Fenced`] if the context does not live any more.
@@ -158,17 +174,28 @@ impl Place {
         let since = Instant::now();
         loop {
             let mut state = self.holding.state();
-            let seen = Seen { others: state.admitted, admissions: state.admissions, ended: state.ended };
+            let seen = Seen { others: state.admitted, admissions: state.admissions, ended: state.ended, tries: state.tries };
             match self.queued {
-                // It counts itself.
-                None => return Ok(Seen { others: seen.others - 1, ..seen }),
-                Some((number, _)) if state.is_first(number) && !self.refused && state.reserved + self.asked <= self.room => {
+                None => {
+                    self.taking = true;
+                    state.taking += 1;
+                    // It counts itself.
+                    return Ok(Seen { others: seen.others - 1, ..seen });
+                }
+                Some((number, _)) if state.is_first(number) && self.refused < MOST_REFUSED && state.reserved + self.asked <= self.room => {
                     state.admit(self.asked);
-                    state.leave_queue(number);
                     self.queued = None;
+                    state.leave_queue(number);
+                    state.taking += 1;
+                    self.taking = true;
                     return Ok(seen);
                 }
-                Some((number, tried)) if state.is_first(number) && (tried != Some(seen.ended) || since.elapsed() >= NAP) => {
+                // Beside one that takes its memory each would find what the other has taken in part; but that one may wait for a page.
+                Some((number, tried))
+                    if state.is_first(number) && (state.taking == 0 && tried != Some(seen.ended) || since.elapsed() >= NAP) =>
+                {
+                    (self.taking, state.trying) = (true, true);
+                    state.tries += 1;
                     return Ok(seen);
                 }
                 Some(_) => {}
@@ -192,12 +219,39 @@ impl Place {
         let mut state = self.holding.state();
         self.queued = match self.queued {
             Some((number, _)) => Some((number, Some(seen.ended))),
+            None if self.refused < MOST_REFUSED && (state.trying || state.tries != seen.tries) => {
+                // The first in the queue had what was missing, and lets it go.
+                self.refused += 1;
+                while state.trying {
+                    drop(state);
+                    std::thread::park_timeout(Duration::from_millis(1));
+                    state = self.holding.state();
+                }
+                None
+            }
             None => {
                 state.give_back(self.asked);
-                self.refused = true;
+                self.refused = MOST_REFUSED;
                 Some((state.enqueue(), None))
             }
         };
+    }
+
+    fn is_admitted(&self) -> bool {
+        self.queued.is_none()
+    }
+
+    /// It has taken its memory, or tried to.
+    fn tried(&mut self) {
+        if std::mem::take(&mut self.taking) {
+            let mut state = self.holding.state();
+            if self.queued.is_some() {
+                state.trying = false;
+            } else {
+                state.taking -= 1;
+                state.wake_first();
+            }
+        }
     }
 
     /// It has its memory.
@@ -212,6 +266,8 @@ impl Place {
 
 impl Drop for Place {
     fn drop(&mut self) {
+        // In a panic.
+        self.tried();
         let mut state = self.holding.state();
         match self.queued {
             Some((number, _)) => state.leave_queue(number),
