@@ -11,9 +11,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::Thread;
 use std::time::{Duration, Instant};
 
-/// The memory of a device that launches hold. A launch is admitted if what it names fits beside what those admitted before name: then there are frames for all of them, and they
-/// take them side by side. One that does not fit, or has memory in common with others so that nobody knows, queues. The first in the queue tries each time that another
-/// launch ended; if several tried, each would find what the others have taken in part, let go of its own, and begin again with them, for ever.
+/// The memory of a device that launches hold. A launch is admitted if what it names, in whole pages, fits beside what those admitted before name; those take their memory side by
+/// side. One that does not fit queues, also if it has memory in common with others, since nobody knows beforehand what it takes: the first in the queue tries each time that
+/// another launch ended. If several tried, each would find what the others have taken in part, let go of its own, and begin again with them, for ever.
+///
+/// No launch has memory while it waits for something else, such as a page that is held elsewhere.
 #[derive(Debug, Default)]
 pub(crate) struct Holding {
     state: Mutex<State>,
@@ -21,7 +23,7 @@ pub(crate) struct Holding {
 
 #[derive(Debug, Default)]
 struct State {
-    /// Those that wait, by number, oldest first. Whatever may let the first of them go on wakes it.
+    /// Those that wait, by number, oldest first. Whatever may let one of them go on wakes it.
     queue: VecDeque<(u64, Thread)>,
     /// Numbers given out.
     numbers: u64,
@@ -30,7 +32,7 @@ struct State {
     /// How many are admitted, and how many bytes they name, in whole pages.
     admitted: usize,
     reserved: u64,
-    /// How many were admitted ever, and how many of them have let their memory go.
+    /// How many were admitted ever, and how often one of them gave its place back.
     admissions: u64,
     ended: u64,
     /// How many of those that are admitted are taking their memory.
@@ -44,10 +46,14 @@ struct State {
 const MOST_OVERTAKEN: u32 = 64;
 
 /// How often a launch that fits tries again because the first in the queue tried at the same time; then it queues.
-const MOST_REFUSED: u32 = 1000;
+const MOST_REFUSED: u32 = 20;
 
-/// How often the first in the queue tries although no launch ended: memory can also become free because it is unpinned, or a limit is raised.
+/// How often the first in the queue tries although no launch ended: memory can also become free because it is unpinned, or a limit is raised. And how often it is looked
+/// whether a context was stopped.
 const NAP: Duration = Duration::from_millis(100);
+
+/// How soon a launch first looks again whether a page is held elsewhere still; later it takes its time.
+const FIRST_NAP: Duration = Duration::from_micros(200);
 
 /// The place of a launch among those of its device: admitted, or in the queue. Given up on drop.
 struct Place {
@@ -55,10 +61,15 @@ struct Place {
     /// How many bytes it names, in whole pages, and how many all can have.
     asked: u64,
     room: u64,
-    /// How often it was admitted, and there was not enough all the same. What is pinned, or lies scattered, is not counted.
+    /// Whether it counts among those that are admitted: not where pages stay at home.
+    counted: bool,
+    /// How often it was admitted, and there was not enough all the same: what is pinned, or lies scattered, is not counted.
     refused: u32,
     /// It takes memory, or tries to.
     taking: bool,
+    /// After how long it tries again although nothing seems to have changed, and since when that is so.
+    nap: Duration,
+    since: Option<Instant>,
     /// Its number in the queue, and `ended` at its last try there.
     queued: Option<(u64, Option<u64>)>,
 }
@@ -74,7 +85,7 @@ pub(crate) struct Hold {
 }
 
 impl Hold {
-    /// Holds `ranges` on the device. If they do not fit beside what other launches hold, waits for those to end, as long as the context is not stopped.
+    /// Holds `ranges` on the device. If they do not fit beside what other launches hold, or a page is held elsewhere, waits for those to end, as long as the context is not stopped.
     pub(crate) fn take(core: &Arc<LinuxCore>, space: SpaceId, device: &Device, ranges: &[HoldRange]) -> Result<Option<Self>, Error> {
         if ranges.is_empty() {
             return Ok(None);
@@ -86,18 +97,16 @@ impl Hold {
         let mut place = Place::among(holding, asked.get(), room.get());
         loop {
             let seen = place.wait(lives)?;
-            // What a launch that is admitted waits for keeps nobody from memory; the first in the queue would.
-            let result =
-                if place.is_admitted() { core.hold(space, Some(device), ranges) } else { core.try_hold(space, Some(device), ranges) };
-            place.tried();
-            match result {
-                Ok(()) => break place.admit(),
-                Err(RangeError::Held(_)) => place.refused(seen),
-                Err(RangeError::Fault(_, FaultError::NoDeviceMemory | FaultError::TooManyHolds)) if !place.was_alone(seen) => {
-                    place.refused(seen);
-                }
+            let began = Instant::now();
+            match core.try_hold(space, Some(device), ranges) {
+                Ok(()) => break place.has_it(),
+                Err(RangeError::Held(_)) => place.waits_for_a_page(seen),
+                Err(RangeError::Fault(_, FaultError::TooManyHolds)) if !place.was_alone(seen) => place.waits_for_a_page(seen),
+                // A try that takes long, as of a peer that looks for room itself, is not made all the time.
+                Err(RangeError::Fault(_, FaultError::NoDeviceMemory)) if !place.was_alone(seen) => place.refused(seen, 4 * began.elapsed()),
                 Err(refused) => return Err(refused.into()),
             }
+            place.room = core.hold_size(space, device, ranges)?.1.get();
         }
         Ok(Some(Self { core: core.clone(), space, device, ranges: ranges.to_vec(), _place: place }))
     }
@@ -109,6 +118,7 @@ struct Seen {
     others: usize,
     admissions: u64,
     ended: u64,
+    /// Tries of the first in the queue that were over.
     tries: u64,
 }
 
@@ -129,11 +139,29 @@ impl State {
         self.admitted -= 1;
         self.reserved -= asked;
         self.ended += 1;
-        self.wake_first();
+        self.wake_all();
+    }
+
+    /// Any of them may fit now.
+    fn wake_all(&self) {
+        self.queue.iter().for_each(|(_, thread)| thread.unpark());
+    }
+
+    /// Whether a launch that is not the first in the queue, if there is one, may be admitted before it: not while that one tries.
+    fn may_overtake(&self) -> bool {
+        self.queue.is_empty() || !self.trying && self.overtaken < MOST_OVERTAKEN
+    }
+
+    fn enqueue(&mut self) -> u64 {
+        self.numbers += 1;
+        self.queue.push_back((self.numbers, std::thread::current()));
+        self.numbers
     }
 
     fn leave_queue(&mut self, number: u64) {
-        self.overtaken = if self.is_first(number) { 0 } else { self.overtaken };
+        if self.is_first(number) {
+            self.overtaken = 0;
+        }
         self.queue.retain(|(other, _)| *other != number);
         self.wake_first();
     }
@@ -147,64 +175,68 @@ impl State {
             thread.unpark();
         }
     }
-
-    fn enqueue(&mut self) -> u64 {
-        self.numbers += 1;
-        self.queue.push_back((self.numbers, std::thread::current()));
-        self.numbers
-    }
 }
 
 impl Place {
     fn among(holding: Arc<Holding>, asked: u64, room: u64) -> Self {
-        let mut state = holding.state();
-        let queued = if state.reserved + asked <= room && (state.queue.is_empty() || state.overtaken < MOST_OVERTAKEN) {
-            state.overtaken += u32::from(!state.queue.is_empty());
-            state.admit(asked);
-            None
-        } else {
-            Some((state.enqueue(), None))
-        };
-        drop(state);
-        Self { holding, asked, room, refused: 0, taking: false, queued }
+        let counted = room != u64::MAX;
+        let mut place = Self { holding, asked, room, counted, refused: 0, taking: false, nap: NAP, since: None, queued: None };
+        if counted {
+            let holding = place.holding.clone();
+            let mut state = holding.state();
+            if state.reserved + asked <= room && state.may_overtake() {
+                state.overtaken += u32::from(!state.queue.is_empty());
+                state.admit(asked);
+            } else {
+                place.queued = Some((state.enqueue(), None));
+            }
+        }
+        place
     }
 
     /// Waits until it may try. [`Error::Fenced`] if the context does not live any more.
     fn wait(&mut self, lives: impl Fn() -> bool) -> Result<Seen, Error> {
-        let since = Instant::now();
+        let holding = self.holding.clone();
         loop {
-            let mut state = self.holding.state();
-            let seen = Seen { others: state.admitted, admissions: state.admissions, ended: state.ended, tries: state.tries };
-            match self.queued {
-                None => {
-                    self.taking = true;
-                    state.taking += 1;
-                    // It counts itself.
-                    return Ok(Seen { others: seen.others - 1, ..seen });
-                }
-                Some((number, _)) if state.is_first(number) && self.refused < MOST_REFUSED && state.reserved + self.asked <= self.room => {
-                    state.admit(self.asked);
-                    self.queued = None;
-                    state.leave_queue(number);
-                    state.taking += 1;
-                    self.taking = true;
-                    return Ok(seen);
-                }
-                // Beside one that takes its memory each would find what the other has taken in part; but that one may wait for a page.
-                Some((number, tried))
-                    if state.is_first(number) && (state.taking == 0 && tried != Some(seen.ended) || since.elapsed() >= NAP) =>
-                {
-                    (self.taking, state.trying) = (true, true);
-                    state.tries += 1;
-                    return Ok(seen);
-                }
-                Some(_) => {}
-            }
-            drop(state);
             if !lives() {
                 return Err(Error::Fenced);
             }
-            std::thread::park_timeout(NAP);
+            let mut state = holding.state();
+            // It counts itself.
+            let others = state.admitted - usize::from(self.counted && self.queued.is_none());
+            let (admissions, ended) = (state.admissions, state.ended);
+            let seen = Seen { others, admissions, ended, tries: state.tries - u64::from(state.trying) };
+            let fits = self.refused < MOST_REFUSED && state.reserved + self.asked <= self.room;
+            match self.queued {
+                None if self.since.is_none_or(|since| since.elapsed() >= self.nap) => {
+                    if self.counted {
+                        self.taking = true;
+                        state.taking += 1;
+                    }
+                    return Ok(seen);
+                }
+                Some((number, _)) if fits && (state.is_first(number) || state.may_overtake()) => {
+                    state.overtaken += u32::from(!state.is_first(number));
+                    state.admit(self.asked);
+                    state.leave_queue(number);
+                    self.queued = None;
+                    (self.taking, self.since) = (true, None);
+                    state.taking += 1;
+                    return Ok(seen);
+                }
+                // Beside one that takes its memory each would find what the other has taken in part.
+                Some((number, tried)) if state.is_first(number) => {
+                    let waited = self.since.get_or_insert_with(Instant::now).elapsed();
+                    if state.taking == 0 && tried != Some(ended) || waited >= self.nap {
+                        (self.taking, state.trying) = (true, true);
+                        state.tries += 1;
+                        return Ok(seen);
+                    }
+                }
+                None | Some(_) => {}
+            }
+            drop(state);
+            std::thread::park_timeout(self.nap.min(NAP));
         }
     }
 
@@ -214,64 +246,86 @@ impl Place {
         self.queued.is_some() && seen.others == 0 && seen.admissions == admissions
     }
 
-    /// There was not enough: waits in the queue for others to end.
-    fn refused(&mut self, seen: Seen) {
-        let mut state = self.holding.state();
-        self.queued = match self.queued {
-            Some((number, _)) => Some((number, Some(seen.ended))),
+    /// It has its memory.
+    fn has_it(&mut self) {
+        let holding = self.holding.clone();
+        let mut state = holding.state();
+        if let Some((number, _)) = self.queued {
+            // At once: from now on others find so much less.
+            state.admit(self.asked);
+            state.leave_queue(number);
+        }
+        self.tried(&mut state);
+        self.queued = None;
+    }
+
+    /// Somebody holds a page that it names elsewhere, or as many hold one as can be counted.
+    fn waits_for_a_page(&mut self, seen: Seen) {
+        let holding = self.holding.clone();
+        let mut state = holding.state();
+        self.tried(&mut state);
+        self.nap = if self.since.is_some() { NAP.min(2 * self.nap) } else { FIRST_NAP };
+        self.since = Some(Instant::now());
+        if let Some((number, _)) = self.queued {
+            // Others need not wait for that.
+            state.overtaken = 0;
+            self.queued = Some((number, Some(seen.ended)));
+        }
+    }
+
+    /// There was not enough: waits in the queue for others to end, or for so long.
+    fn refused(&mut self, seen: Seen, nap: Duration) {
+        let holding = self.holding.clone();
+        let mut state = holding.state();
+        self.tried(&mut state);
+        self.nap = NAP.max(nap);
+        match self.queued {
+            Some((number, _)) => {
+                self.since = Some(Instant::now());
+                self.queued = Some((number, Some(seen.ended)));
+            }
             None if self.refused < MOST_REFUSED && (state.trying || state.tries != seen.tries) => {
                 // The first in the queue had what was missing, and lets it go.
                 self.refused += 1;
-                while state.trying {
-                    drop(state);
-                    std::thread::park_timeout(Duration::from_millis(1));
-                    state = self.holding.state();
-                }
-                None
+                self.nap = Duration::from_millis(1);
+                self.since = Some(Instant::now());
             }
             None => {
-                state.give_back(self.asked);
+                if self.counted {
+                    state.give_back(self.asked);
+                }
+                self.counted = true;
                 self.refused = MOST_REFUSED;
-                Some((state.enqueue(), None))
+                self.since = None;
+                self.queued = Some((state.enqueue(), None));
             }
-        };
-    }
-
-    fn is_admitted(&self) -> bool {
-        self.queued.is_none()
+        }
     }
 
     /// It has taken its memory, or tried to.
-    fn tried(&mut self) {
+    fn tried(&mut self, state: &mut State) {
         if std::mem::take(&mut self.taking) {
-            let mut state = self.holding.state();
             if self.queued.is_some() {
                 state.trying = false;
+                state.wake_all();
             } else {
                 state.taking -= 1;
                 state.wake_first();
             }
         }
     }
-
-    /// It has its memory.
-    fn admit(&mut self) {
-        if let Some((number, _)) = self.queued.take() {
-            let mut state = self.holding.state();
-            state.admit(self.asked);
-            state.leave_queue(number);
-        }
-    }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
+        let holding = self.holding.clone();
+        let mut state = holding.state();
         // In a panic.
-        self.tried();
-        let mut state = self.holding.state();
+        self.tried(&mut state);
         match self.queued {
             Some((number, _)) => state.leave_queue(number),
-            None => state.give_back(self.asked),
+            None if self.counted => state.give_back(self.asked),
+            None => {}
         }
     }
 }

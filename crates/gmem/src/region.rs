@@ -72,10 +72,21 @@ impl Region {
         if !parts.iter().any(|part| part.contains_range(range)) {
             return Err(RangeError::NotMapped(first_hole(&parts, range)).into());
         }
-        let held = [HoldRange { range, access: Access::Write }];
-        self.space.inner.runtime.call(|core| core.hold(self.space.inner.id, None, &held))??;
+        // From now on it is not unmapped. Who has another pin may drop it while this one waits for a launch.
         pinned.push(range);
+        drop(pinned);
+        let held = [HoldRange { range, access: Access::Write }];
+        let result = self.space.inner.runtime.call(|core| core.hold(self.space.inner.id, None, &held));
+        result.and_then(|held| Ok(held?)).inspect_err(|_| self.forget_pin(range))?;
         Ok(IoPin { region: self, range })
+    }
+
+    /// A pin of this range is over.
+    fn forget_pin(&self, range: VirtRange) {
+        let mut pinned = self.pinned();
+        if let Some(at) = pinned.iter().position(|other| *other == range) {
+            pinned.swap_remove(at);
+        }
     }
 
     /// Writes what the CPU and the devices changed in a region of a shared file back to it ([`crate::RegionBuilder::map_file`]), after which reading the file gives it. The
@@ -217,11 +228,7 @@ impl Drop for IoPin<'_> {
         if self.region.space.inner.runtime.is_forked() {
             return;
         }
-        let mut pinned = self.region.pinned();
-        if let Some(at) = pinned.iter().position(|range| *range == self.range) {
-            pinned.swap_remove(at);
-        }
-        drop(pinned);
+        self.region.forget_pin(self.range);
         self.region.unpin_for_io(self.range);
     }
 }

@@ -459,9 +459,10 @@ fn until(what: impl Fn() -> bool) {
 fn a_launch_that_waits_for_a_page_keeps_nobody_else_waiting() {
     watched(|| {
         let world = no_replay();
-        let (pinned, free) = (world.pages(4), world.pages(1));
+        let (pinned, free) = (world.pages(4), world.pages(2));
         std::thread::scope(|threads| {
-            let pin = pinned.pin_for_io(part(&pinned, 0, PAGE)).unwrap();
+            // The last one: it has not taken those before it meanwhile.
+            let pin = pinned.pin_for_io(part(&pinned, 3 * PAGE, PAGE)).unwrap();
             let waiting = threads.spawn(|| add_to(&world.context, &pinned).unwrap());
             std::thread::sleep(Duration::from_millis(50));
             add_to(&world.context, &free).unwrap();
@@ -469,6 +470,14 @@ fn a_launch_that_waits_for_a_page_keeps_nobody_else_waiting() {
             drop(pin);
         });
         assert_eq!([&pinned, &free].map(|region| get(at(region, 0))), [1, 1]);
+        std::thread::scope(|threads| {
+            let _pin = pinned.pin_for_io(part(&pinned, 3 * PAGE, PAGE)).unwrap();
+            let waiting = threads.spawn(|| add_to(&world.context, &pinned));
+            std::thread::sleep(Duration::from_millis(50));
+            world.context.stop().unwrap();
+            let ended = waiting.join().unwrap();
+            assert!(ended.as_ref().is_err_and(Error::is_device_gone), "{ended:?}");
+        });
     });
 }
 
