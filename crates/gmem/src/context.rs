@@ -59,6 +59,7 @@ impl Context {
     /// Runs a kernel on every core of the device and waits for its end.
     ///
     /// On a device that cannot replay faults the memory named in `args` is brought in and held first; the launch can touch nothing else.
+    /// What another launch or an I/O pin ([`Region::pin_for_io`](crate::Region::pin_for_io)) holds elsewhere is waited for, also a pin of the same thread: drop that first.
     ///
     /// # Safety
     /// `args` are what the kernel was written for: the same number and kinds, with slices as long as it goes through, and everything it writes named by
