@@ -101,7 +101,7 @@ impl Hold {
             match core.try_hold(space, Some(device), ranges) {
                 Ok(()) => break place.has_it(),
                 Err(RangeError::Held(_)) => place.waits_for_a_page(seen),
-                Err(RangeError::Fault(_, FaultError::TooManyHolds)) if !place.was_alone(seen) => place.waits_for_a_page(seen),
+                Err(RangeError::Fault(_, FaultError::TooManyHolds)) if !place.is_alone(seen) => place.waits_for_a_page(seen),
                 // A try that takes long, as of a peer that looks for room itself, is not made all the time.
                 Err(RangeError::Fault(_, FaultError::NoDeviceMemory)) if !place.was_alone(seen) => place.refused(seen, 4 * began.elapsed()),
                 Err(refused) => return Err(refused.into()),
@@ -240,10 +240,14 @@ impl Place {
         }
     }
 
-    /// Whether nobody else had memory since.
+    /// Whether no other launch of the device had memory since.
+    fn is_alone(&self, seen: Seen) -> bool {
+        seen.others == 0 && seen.admissions == self.holding.state().admissions
+    }
+
+    /// The same, and it was the first in the queue: one that is admitted queues before it gives up, since others may have tried.
     fn was_alone(&self, seen: Seen) -> bool {
-        let admissions = self.holding.state().admissions;
-        self.queued.is_some() && seen.others == 0 && seen.admissions == admissions
+        self.queued.is_some() && self.is_alone(seen)
     }
 
     /// It has its memory.

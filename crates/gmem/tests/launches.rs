@@ -645,3 +645,17 @@ fn what_never_fits_is_known_beforehand() {
         assert_eq!(does_not_fit(add_to(&world.context, &large)), (1 << 37, 4 * PAGE));
     });
 }
+
+/// A launch that names one page more often than can be counted is told so: nobody ends for whom it could wait.
+#[test]
+fn a_page_that_is_named_too_often_is_an_error() {
+    watched(|| {
+        let world = no_replay();
+        let region = world.pages(1);
+        // SAFETY: the region lives, and the slices have nothing in common.
+        let args = (0..256).fold(Args::new(), |args, n| args.writes(unsafe { words(&region, n * 64, 8) }));
+        let result = run_naming(&world.context, &NOTHING, &[], args);
+        assert!(matches!(result, Err(Error::Range(RangeError::Fault(_, FaultError::TooManyHolds)))), "{result:?}");
+        assert_eq!(held(&world, &region), []);
+    });
+}
