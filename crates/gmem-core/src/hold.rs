@@ -53,15 +53,17 @@ impl<P: Platform> Core<P> {
         for (n, hold) in sorted.iter().enumerate() {
             let mut end = hold.range.start();
             let result = self.each_mapped_page(&found, hold.range, |region, page| {
-                if self.bring(&found, context.as_ref(), page, hold.access, how)? == Touched::Pending {
-                    return Err(RangeError::Held(page));
+                let page = region.page(page);
+                // What this call holds already can only get more access.
+                let how = if is_among(&sorted[..n], page) { Hold::No } else { how };
+                if self.bring(&found, context.as_ref(), page.start(), hold.access, how)? == Touched::Pending {
+                    return Err(RangeError::Held(page.start()));
                 }
-                end = region.page(page).end();
+                end = page.end();
                 Ok(())
             });
             if let Err(e) = result {
-                let taken = sorted[..n].iter().map(|hold| hold.range).chain(VirtRange::new(hold.range.start(), end));
-                self.let_go(&found, context.as_ref(), taken);
+                self.let_go(&found, context.as_ref(), &sorted[..n], VirtRange::new(hold.range.start(), end));
                 return Err(e);
             }
         }
@@ -122,21 +124,26 @@ impl<P: Platform> Core<P> {
             Err(RangeError::NotAttached(_)) => self.find(space, None)?,
             found => found?,
         };
-        self.let_go(&found, context.as_ref(), ranges.iter().map(|hold| hold.range));
+        self.let_go(&found, context.as_ref(), ranges, None);
         Ok(())
     }
 
-    fn let_go(&self, space: &Arc<Space<P>>, context: Option<&Arc<Context<P>>>, ranges: impl Iterator<Item = VirtRange>) {
-        for range in ranges {
-            self.unhold_range(space, range);
+    /// Each page of `ranges` and of what was held after them.
+    fn let_go(&self, space: &Arc<Space<P>>, context: Option<&Arc<Context<P>>>, ranges: &[HoldRange], then: Option<VirtRange>) {
+        for (n, range) in ranges.iter().map(|hold| hold.range).chain(then).enumerate() {
+            self.unhold_range(space, range, &ranges[..n]);
             if let Some(context) = context {
                 self.close(space, context, range);
             }
         }
     }
 
-    fn unhold_range(&self, space: &Arc<Space<P>>, range: VirtRange) {
-        let _ = self.each_page(space, range, |_, page| {
+    /// Those pages of `range` that are in none of the ranges before.
+    fn unhold_range(&self, space: &Arc<Space<P>>, range: VirtRange, before: &[HoldRange]) {
+        let _ = self.each_page(space, range, |region, page| {
+            if is_among(before, region.page(page)) {
+                return Ok(());
+            }
             let mut guard = space.lock();
             // A held page is not unmapped, but a region beside it may have been split off since.
             let Some(region) = &guard.region_at(page) else { return Ok(()) };
@@ -196,6 +203,12 @@ impl<P: Platform> Core<P> {
         self.revoked(context, lowered.and_then(|()| mmu.tlb_invalidate_coalesced(pmap, ranges)));
         self.counters.coalesced_invalidations.add(1);
     }
+}
+
+/// Whether one of the ranges has a part of the page. A page is held once, however often it is named.
+fn is_among(ranges: &[HoldRange], page: VirtRange) -> bool {
+    // Of many small ones in a page the last has it too.
+    ranges.iter().rev().any(|hold| hold.range.overlaps(page))
 }
 
 /// The ranges by their first addresses.

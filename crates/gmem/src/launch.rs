@@ -65,6 +65,8 @@ struct Place {
     counted: bool,
     /// How often it was admitted, and there was not enough all the same: what is pinned, or lies scattered, is not counted.
     refused: u32,
+    /// How often a page was held elsewhere.
+    looks: u32,
     /// It takes memory, or tries to.
     taking: bool,
     /// After how long it tries again although nothing seems to have changed, and since when that is so.
@@ -100,8 +102,7 @@ impl Hold {
             let began = Instant::now();
             match core.try_hold(space, Some(device), ranges) {
                 Ok(()) => break place.has_it(),
-                Err(RangeError::Held(_)) => place.waits_for_a_page(seen),
-                Err(RangeError::Fault(_, FaultError::TooManyHolds)) if !place.is_alone(seen) => place.waits_for_a_page(seen),
+                Err(RangeError::Held(_) | RangeError::Fault(_, FaultError::TooManyHolds)) => place.waits_for_a_page(seen),
                 // A try that takes long, as of a peer that looks for room itself, is not made all the time.
                 Err(RangeError::Fault(_, FaultError::NoDeviceMemory)) if !place.was_alone(seen) => place.refused(seen, 4 * began.elapsed()),
                 Err(refused) => return Err(refused.into()),
@@ -180,7 +181,7 @@ impl State {
 impl Place {
     fn among(holding: Arc<Holding>, asked: u64, room: u64) -> Self {
         let counted = room != u64::MAX;
-        let mut place = Self { holding, asked, room, counted, refused: 0, taking: false, nap: NAP, since: None, queued: None };
+        let mut place = Self { holding, asked, room, counted, refused: 0, looks: 0, taking: false, nap: NAP, since: None, queued: None };
         if counted {
             let holding = place.holding.clone();
             let mut state = holding.state();
@@ -240,14 +241,9 @@ impl Place {
         }
     }
 
-    /// Whether no other launch of the device had memory since.
-    fn is_alone(&self, seen: Seen) -> bool {
-        seen.others == 0 && seen.admissions == self.holding.state().admissions
-    }
-
-    /// The same, and it was the first in the queue: one that is admitted queues before it gives up, since others may have tried.
+    /// Whether it is the first in the queue, and no other launch of the device had memory since: one that is admitted queues before it gives up.
     fn was_alone(&self, seen: Seen) -> bool {
-        self.queued.is_some() && self.is_alone(seen)
+        self.queued.is_some() && seen.others == 0 && seen.admissions == self.holding.state().admissions
     }
 
     /// It has its memory.
@@ -268,7 +264,8 @@ impl Place {
         let holding = self.holding.clone();
         let mut state = holding.state();
         self.tried(&mut state);
-        self.nap = if self.since.is_some() { NAP.min(2 * self.nap) } else { FIRST_NAP };
+        self.nap = NAP.min(FIRST_NAP * (1 << self.looks.min(10)));
+        self.looks += 1;
         self.since = Some(Instant::now());
         if let Some((number, _)) = self.queued {
             // Others need not wait for that.
