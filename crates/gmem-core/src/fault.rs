@@ -128,7 +128,9 @@ impl<P: Platform> Core<P> {
                 Err((_, Some((hnode, epoch)))) if retries < CONTENDED_RETRIES => {
                     retries += 1;
                     if retries.is_multiple_of(BY_WAY_OF_HOME) && facts.owner != Owner::Nobody {
-                        self.touch(space, va, &Touch::home(Cause::Other))?;
+                        // Where a launch holds it by now it stays, for one that does not wait.
+                        let who = Who::Host { may_wait: touch.hold != Hold::Try };
+                        self.touch(space, va, &Touch { who, ..Touch::home(Cause::Other) })?;
                     }
                     let at = VirtAddr::new(u64::from(hnode.id.0));
                     hnode.progress.wait(epoch, &Wait { kind: WaitKind::Frame, space: None, at, owner: "fault or evict" });

@@ -4,7 +4,10 @@ mod common;
 
 use common::*;
 use gmem::hal::{Crash, FaultError, LaunchError};
-use gmem::{Access, Args, ByteLen, Context, Error, Kernel, Mode, PageSize, Prot, RangeError, Region, Residence, State, VirtAddr, accel};
+use gmem::{
+    Access, AddressSpace, Args, ByteLen, Context, Error, Kernel, Mode, PageSize, Prot, RangeError, Region, Residence, State, VirtAddr,
+    accel,
+};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
@@ -448,6 +451,13 @@ fn hold_in<'scope>(
     until(|| held(world, region).iter().map(|run| run.range.len().get()).sum::<u64>() == region.range().len().get());
 }
 
+/// Another address space with the device of `world`.
+fn beside(world: &World) -> (AddressSpace, Context) {
+    let other = world.gmem.address_space().create().unwrap();
+    let context = other.attach(&world.device, Mode::CoherentExclusive).unwrap();
+    (other, context)
+}
+
 fn until(what: impl Fn() -> bool) {
     while !what() {
         std::thread::sleep(Duration::from_millis(1));
@@ -487,8 +497,7 @@ fn a_launch_that_fits_goes_before_one_that_does_not() {
     watched(|| {
         let world = no_replay();
         let (held, large) = (world.pages(2), world.pages(3));
-        let other = world.gmem.address_space().create().unwrap();
-        let second = other.attach(&world.device, Mode::CoherentExclusive).unwrap();
+        let (other, second) = beside(&world);
         let small = other.region().map(PAGE).unwrap();
         let gate = KernelGate::new();
         std::thread::scope(|threads| {
@@ -509,8 +518,7 @@ fn a_large_launch_among_small_ones_comes_to_its_turn() {
     watched(|| {
         let world = no_replay();
         let (held, large, went_before) = (world.pages(1), world.pages(4), AtomicUsize::new(0));
-        let other = world.gmem.address_space().create().unwrap();
-        let second = other.attach(&world.device, Mode::CoherentExclusive).unwrap();
+        let (other, second) = beside(&world);
         let small = other.region().map(PAGE).unwrap();
         let gate = KernelGate::new();
         std::thread::scope(|threads| {
@@ -539,8 +547,7 @@ fn a_launch_that_waits_for_memory_ends_when_its_context_is_stopped() {
     watched(|| {
         let world = no_replay();
         let (held, first) = (world.pages(2), world.pages(3));
-        let other = world.gmem.address_space().create().unwrap();
-        let second = other.attach(&world.device, Mode::CoherentExclusive).unwrap();
+        let (other, second) = beside(&world);
         let large = other.region().map(3 * PAGE).unwrap();
         let gate = KernelGate::new();
         std::thread::scope(|threads| {
@@ -564,8 +571,7 @@ fn a_launch_that_waits_for_memory_sees_that_some_is_unpinned() {
     watched(|| {
         let world = no_replay();
         let (held, pinned) = (world.pages(2), world.pages(1));
-        let other = world.gmem.address_space().create().unwrap();
-        let second = other.attach(&world.device, Mode::CoherentExclusive).unwrap();
+        let (other, second) = beside(&world);
         let wanted = other.region().map(2 * PAGE).unwrap();
         let gate = KernelGate::new();
         world.space.prefetch(pinned.range(), Some(&world.device), Access::Write).unwrap();

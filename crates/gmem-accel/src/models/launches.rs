@@ -30,6 +30,13 @@ fn wait(both: &Both, launch: u32) -> Result<(), LaunchError> {
     both.context.launches.wait(&both.context, launch)
 }
 
+/// A context with a launch in each of its records, and their numbers.
+fn full() -> (Arc<(Arc<Both>, Crew)>, [u32; 2]) {
+    let shared = Arc::new((Both::new(1), Crew::new(1)));
+    let launches = [1, 2].map(|arg| start(&shared.0, arg).expect("there is room"));
+    (shared, launches)
+}
+
 #[test]
 fn loom_a_launch_ends_after_every_worker() {
     model_within(2, || {
@@ -172,8 +179,7 @@ fn loom_the_last_words_of_a_device_reach_their_launch() {
 #[test]
 fn loom_two_starters_both_get_a_record() {
     model_within(2, || {
-        let shared = Arc::new((Both::new(1), Crew::new(1)));
-        [start(&shared.0, 1), start(&shared.0, 2)].map(|launch| launch.expect("there is room"));
+        let (shared, _) = full();
         together(
             &shared,
             vec![
@@ -190,8 +196,7 @@ fn loom_two_starters_both_get_a_record() {
 #[test]
 fn loom_a_launch_that_is_waited_for_as_its_record_is_taken() {
     model_within(2, || {
-        let shared = Arc::new((Both::new(1), Crew::new(1)));
-        let launches = [start(&shared.0, 1), start(&shared.0, 2)].map(|launch| launch.expect("there is room"));
+        let (shared, launches) = full();
         together(
             &shared,
             vec![
@@ -217,8 +222,7 @@ fn loom_a_launch_that_is_waited_for_as_its_record_is_taken() {
 #[test]
 fn loom_a_ticket_is_good_once() {
     model_within(1, || {
-        let shared = Arc::new((Both::new(1), Crew::new(1)));
-        let launches = [start(&shared.0, 1), start(&shared.0, 2)].map(|launch| launch.expect("there is room"));
+        let (shared, launches) = full();
         let told = |both: &Both, launch| both.performed.fetch_add(100 * u32::from(wait(both, launch).is_ok()), Ordering::Relaxed);
         together(
             &shared,
@@ -237,8 +241,7 @@ fn loom_a_ticket_is_good_once() {
 #[test]
 fn loom_a_launch_that_ended_is_not_waited_for_by_way_of_another() {
     model_within(2, || {
-        let shared = Arc::new((Both::new(1), Crew::new(1)));
-        let launches = [start(&shared.0, 1), start(&shared.0, 2)].map(|launch| launch.expect("there is room"));
+        let (shared, launches) = full();
         together(
             &shared,
             vec![
